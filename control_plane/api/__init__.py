@@ -1,0 +1,1 @@
+"""The HTTP process: routes, schemas, authentication, problem+json errors."""

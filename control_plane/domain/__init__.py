@@ -1,0 +1,1 @@
+"""The rules, pure: devices, selectors, blueprints, models, rollouts, gates."""

@@ -1,0 +1,1 @@
+"""The MQTT process: inbox (batch, exactly once) and relay (outbox to broker)."""

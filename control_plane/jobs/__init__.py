@@ -1,0 +1,1 @@
+"""The Celery application: builds, scheduler tick, presence sweep."""

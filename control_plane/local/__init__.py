@@ -1,0 +1,1 @@
+"""The embedded default: broker, worker, scheduler, api as children of one command."""

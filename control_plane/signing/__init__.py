@@ -1,0 +1,1 @@
+"""Keys and signatures: the certificate authority of the fleet, bundle and order signing."""

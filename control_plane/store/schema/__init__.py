@@ -1,0 +1,80 @@
+"""Every table, by concept; migrations/ makes them, a test holds the two together."""
+
+from control_plane.store.schema.columns import UtcDateTime, metadata
+from control_plane.store.schema.delivery import (
+    lease,
+    outbox,
+    sweep_position,
+    webhook,
+    webhook_delivery,
+)
+from control_plane.store.schema.fleet import (
+    desired,
+    device,
+    device_history,
+    device_label,
+    enrollment_token,
+    fleet_count,
+    fleet_delta,
+    report_seen,
+)
+from control_plane.store.schema.models import (
+    artifact,
+    blueprint,
+    build,
+    build_result,
+    bundle,
+    bundle_file,
+    model_version,
+)
+from control_plane.store.schema.people import api_token, audit, idempotency
+from control_plane.store.schema.rollouts import (
+    FLYING,
+    approval,
+    bench,
+    bench_metric,
+    bench_tally,
+    decision,
+    execution,
+    execution_event,
+    rollout,
+    tally,
+)
+
+__all__ = [
+    "FLYING",
+    "UtcDateTime",
+    "api_token",
+    "approval",
+    "artifact",
+    "audit",
+    "bench",
+    "bench_metric",
+    "bench_tally",
+    "blueprint",
+    "build",
+    "build_result",
+    "bundle",
+    "bundle_file",
+    "decision",
+    "desired",
+    "device",
+    "device_history",
+    "device_label",
+    "enrollment_token",
+    "execution",
+    "execution_event",
+    "fleet_count",
+    "fleet_delta",
+    "idempotency",
+    "lease",
+    "metadata",
+    "model_version",
+    "outbox",
+    "report_seen",
+    "rollout",
+    "sweep_position",
+    "tally",
+    "webhook",
+    "webhook_delivery",
+]

@@ -1,0 +1,18 @@
+"""What ends a simulated process, and what ends a simulation."""
+
+
+class KilledError(BaseException):
+    """The process is gone, as by SIGKILL: nothing catches this but the simulated machine."""
+
+
+class ViolationError(BaseException):
+    """An invariant does not hold; no process under test may take it for a fault of its own.
+
+    Args:
+        rule: the invariant's short name.
+        facts: what was seen.
+    """
+
+    def __init__(self, rule: str, facts: object) -> None:
+        super().__init__(f"{rule}: {facts}")
+        self.rule = rule

@@ -1,0 +1,317 @@
+"""Planted bugs: mistakes that somebody could really make, each put in for a while.
+
+A simulation that does not notice them proves nothing. Each is a context manager that changes one
+function of the product; test_planted.py says within how many seeds each must be caught.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from msgspec import structs
+from sqlalchemy import select
+
+from agent import machine, transitions
+from agent.protocol.words import ExecutionState, Reason
+from agent.slots import Slots
+from control_plane.domain import gates, rollout_machine
+from control_plane.domain.gates import Group
+from control_plane.domain.rollout import IN_FLIGHT, TERMINAL, moves_forward
+from control_plane.gateway import inbox
+from control_plane.gateway.inbox import Inbox
+from control_plane.services import executions, reports, rollout_codec, rollout_orders
+from control_plane.services.incoming import read_all
+from control_plane.store import desired as desired_store
+from control_plane.store import executions as execution_store
+from control_plane.store import offers, outbox, tallies
+from control_plane.store import reports as report_store
+from control_plane.store.reports import ReportKey
+from control_plane.store.schema import execution
+
+E = ExecutionState
+Bug = Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def _instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+    """Put functions in place of others: mock.patch, since the point is to break our own code."""
+    with ExitStack() as stack:
+        for owner, name, new in changes:
+            stack.enter_context(mock.patch.object(owner, name, new))
+        yield
+
+
+# --- reports ------------------------------------------------------------------------------------
+
+
+def acknowledged_before_the_commit() -> AbstractContextManager[None]:
+    """The gateway acknowledges what it has read, and stores it afterwards."""
+
+    def flush(self: Inbox, link: Any) -> None:
+        batch, self._waiting = self._waiting, []
+        incoming = [inbox._incoming(message) for message in batch]
+        for message in read_all(incoming, {}):
+            seq = getattr(message.body, "seq", None)
+            if seq is not None:
+                inbox._acknowledge(link, message.device, [(message.body.boot, seq)])  # type: ignore[union-attr]  # whatever has a seq has a boot
+        link.acknowledge(batch)
+        self._note(len(batch), self._apply(incoming))
+
+    return _instead((Inbox, "flush", flush))
+
+
+def a_replay_counts_again() -> AbstractContextManager[None]:
+    """Nobody looks whether a report came before, and counts go up with every one."""
+    real, real_claim = executions.apply, report_store.claim
+    keys = (execution.c.rollout, execution.c.wave, execution.c.blueprint, execution.c.state)
+
+    def apply(scope: Any, told: Any, *more: Any) -> Any:
+        for _, report in told:
+            row = scope.tx.execute(select(*keys).where(execution.c.id == report.execution)).first()
+            state = getattr(report, "state", None)
+            if row is not None and state is not None and row.state == state.value:
+                tallies.count_up(scope.tx, {tuple(row): 1})
+        return real(scope, told, *more)
+
+    def claim(tx: Any, keys: Any, now: Any) -> set[ReportKey]:
+        real_claim(tx, keys, now)
+        return set(keys)
+
+    return _instead((executions, "apply", apply), (report_store, "claim", claim))
+
+
+def the_boot_epoch_is_ignored() -> AbstractContextManager[None]:
+    """A report is known by its number alone, which begins again with every start."""
+    real = report_store.claim
+
+    def claim(tx: Any, keys: Any, now: Any) -> set[ReportKey]:
+        new = {(key.device, key.seq) for key in real(tx, {k._replace(boot=0) for k in keys}, now)}
+        return {key for key in keys if (key.device, key.seq) in new}
+
+    return _instead((report_store, "claim", claim))
+
+
+def a_late_report_reopens() -> AbstractContextManager[None]:
+    """A device that was given up and answers after all is counted after all."""
+
+    def forward(before: E, after: E) -> bool:
+        return before is E.TIMED_OUT or moves_forward(before, after)
+
+    ended = TERMINAL - {E.TIMED_OUT}
+    return _instead((executions, "TERMINAL", ended), (executions, "moves_forward", forward))
+
+
+def a_report_goes_to_the_newest() -> AbstractContextManager[None]:
+    """A report is taken for the device's newest execution, whatever it says itself."""
+    real = executions.apply
+
+    def newest(scope: Any, device: Any, report: Any) -> Any:
+        flying = [state.value for state in IN_FLIGHT]
+        mine = execution.c.device_id == device, execution.c.state.in_(flying)
+        found = scope.tx.execute(select(execution.c.id).where(*mine)).scalar()
+        return structs.replace(report, execution=found or report.execution)
+
+    def apply(scope: Any, told: Any, *more: Any) -> Any:
+        mine = [(device, newest(scope, device, one)) for device, one in told]
+        return real(scope, mine, *more)
+
+    return _instead((executions, "apply", apply))
+
+
+def success_as_soon_as_it_runs() -> AbstractContextManager[None]:
+    """A device that soaks is taken for one that has succeeded."""
+    real = executions._Batch.event
+
+    def event(self: Any, now: Any, told: Any) -> bool:
+        early = told.state is E.SOAKING
+        return real(self, now, structs.replace(told, state=E.SUCCEEDED) if early else told)
+
+    return _instead((executions._Batch, "event", event))
+
+
+# --- rollouts -----------------------------------------------------------------------------------
+
+
+def offers_before_the_gates() -> AbstractContextManager[None]:
+    """A tick offers first, and looks at the failures when nobody is left to offer."""
+
+    def run(view: Any, now: float) -> Any:
+        m = rollout_machine
+        return m._offer(view, now) or m._watch(view, now) or m._judge(view, now)
+
+    return _instead((rollout_machine, "_run", run))
+
+
+def a_trial_is_not_in_flight() -> AbstractContextManager[None]:
+    """The pace forgets the devices that measure."""
+    flying = property(lambda self: self.count(IN_FLIGHT - {E.BENCHMARKING}))
+    return _instead((Group, "in_flight", flying))
+
+
+def pause_withdraws_nothing() -> AbstractContextManager[None]:
+    """A pause only stops new offers."""
+    return _instead((rollout_orders, "_requeue", lambda *_: []))
+
+
+def a_wave_opens_on_answers_alone() -> AbstractContextManager[None]:
+    """Whether a wave was good is not asked, only whether it has answered."""
+    real = gates.advance
+
+    def advance(*args: Any, **more: Any) -> Any:
+        return tuple(gate for gate in real(*args, **more) if gate.rule == "answered")
+
+    return _instead((gates, "advance", advance))
+
+
+def resume_acknowledges_everybody() -> AbstractContextManager[None]:
+    """Resuming acknowledges as many failures as there are devices."""
+    real = rollout_machine._acknowledge
+
+    def acknowledge(view: Any) -> Any:
+        after = real(view)
+        return replace(after, acknowledged=dict.fromkeys(after.acknowledged, 1000))
+
+    return _instead((rollout_machine, "_acknowledge", acknowledge))
+
+
+def a_timed_out_device_may_begin() -> AbstractContextManager[None]:
+    """Who is given up keeps its order."""
+    real = execution_store.time_out
+
+    def time_out(*args: Any, **more: Any) -> list[Any]:
+        real(*args, **more)
+        return []
+
+    return _instead((execution_store, "time_out", time_out))
+
+
+def abort_leaves_the_orders() -> AbstractContextManager[None]:
+    """Giving up a rollout changes rows, and tells no device."""
+
+    def cancel(scope: Any, _name: str, ids: Any) -> None:
+        which = execution_store.among(ids)
+        execution_store.move(scope.tx, scope.now, which, IN_FLIGHT, E.CANCELED, reason="withdrawn")
+
+    return _instead((rollout_orders, "cancel", cancel))
+
+
+def a_quarantine_is_a_failure() -> AbstractContextManager[None]:
+    """Who is put in quarantine counts against the model."""
+    real = execution_store.move
+
+    def move(*args: Any, **more: Any) -> Any:
+        if more.get("reason") == "quarantined":
+            args = (*args[:4], E.FAILED)
+        return real(*args, **more)
+
+    return _instead((execution_store, "move", move))
+
+
+def a_decision_forgets_its_time() -> AbstractContextManager[None]:
+    """What a decision was made from is kept without the time at which it was made."""
+    real = rollout_codec.inputs
+
+    def inputs(*args: Any, **more: Any) -> dict[str, Any]:
+        return {**real(*args, **more), "now": 0.0}
+
+    return _instead((rollout_codec, "inputs", inputs))
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+def a_generation_is_used_twice() -> AbstractContextManager[None]:
+    """The next generation is counted from what was read before the last order was stored."""
+    real = desired_store.lock_generations
+
+    def lock(*args: Any) -> dict[str, int]:
+        return {device: max(0, n - 1) for device, n in real(*args).items()}
+
+    return _instead((desired_store, "lock_generations", lock))
+
+
+def a_revert_names_the_wrong_bundle() -> AbstractContextManager[None]:
+    """A device is sent back to what it is to leave."""
+    real = rollout_orders._return
+
+    def send(row: Any, *more: Any) -> Any:
+        return replace(real(row, *more), digest=row.digest)
+
+    return _instead((rollout_orders, "_return", send))
+
+
+def two_rollouts_at_once() -> AbstractContextManager[None]:
+    """A newer rollout offers its model to a device that is busy with an older one's."""
+    return _instead((offers, "supersede", lambda *_: []))
+
+
+def the_older_order_goes_last() -> AbstractContextManager[None]:
+    """Of several orders for a device, all are published, the newest first."""
+    real = outbox.lease
+
+    def lease(*args: Any, **more: Any) -> Any:
+        return real(*args, **more)[::-1]
+
+    return _instead((outbox, "lease", lease), (outbox, "_newest", lambda _tx, leased: leased))
+
+
+def nobody_answers_a_hello() -> AbstractContextManager[None]:
+    """Who missed an order is not sent it again."""
+    return _instead((reports, "_send_again", lambda *_: None))
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+def the_soak_is_skipped() -> AbstractContextManager[None]:
+    """A device confirms at its first healthy probe."""
+
+    def judge(state: Any, event: Any, now: Any) -> Any:
+        if not event.healthy:
+            return transitions.turn_back(state, Reason.SOAK_UNHEALTHY)
+        return transitions.confirm(state, E.SUCCEEDED, Reason.SOAKED, now)
+
+    return _instead((machine, "judge_probe", judge))
+
+
+def the_switch_is_not_atomic() -> AbstractContextManager[None]:
+    """The active link is removed, and then made anew."""
+    real = Slots.activate
+
+    def activate(self: Slots, digest: str) -> None:
+        self.verify(digest)
+        self._files.remove(self._active)
+        real(self, digest)
+
+    return _instead((Slots, "activate", activate))
+
+
+PLANTED: dict[str, Bug] = {
+    bug.__name__: bug
+    for bug in (
+        acknowledged_before_the_commit,
+        a_replay_counts_again,
+        the_boot_epoch_is_ignored,
+        a_late_report_reopens,
+        a_report_goes_to_the_newest,
+        success_as_soon_as_it_runs,
+        offers_before_the_gates,
+        a_trial_is_not_in_flight,
+        pause_withdraws_nothing,
+        a_wave_opens_on_answers_alone,
+        resume_acknowledges_everybody,
+        a_timed_out_device_may_begin,
+        abort_leaves_the_orders,
+        a_quarantine_is_a_failure,
+        a_decision_forgets_its_time,
+        a_generation_is_used_twice,
+        a_revert_names_the_wrong_bundle,
+        two_rollouts_at_once,
+        the_older_order_goes_last,
+        nobody_answers_a_hello,
+        the_soak_is_skipped,
+        the_switch_is_not_atomic,
+    )
+}
