@@ -1,5 +1,7 @@
 """The database: connections, transactions, and the one place that knows the dialects."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -83,7 +85,7 @@ def _engine(url: str) -> Engine:
         # becomes a writer fails with SQLITE_BUSY at once instead of waiting.
         raw.isolation_level = None
         cursor = raw.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
@@ -98,6 +100,25 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch the file to write-ahead logging, which it remembers from then on.
+
+    Of several connections that switch a new file at once, SQLite refuses all but one without
+    waiting (its busy handler cannot help where both hold the lock that the other one needs), so
+    the others ask again.
+    """
+    deadline = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _sha256(text: str) -> str:

@@ -132,6 +132,21 @@ def test_processes_that_start_together_migrate_once(empty: Database) -> None:
     assert _differences(empty) == []
 
 
+def test_a_new_sqlite_file_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    start = threading.Barrier(6)
+
+    def open_new(file: Path) -> None:
+        start.wait()
+        database = Database(f"sqlite:///{file}")
+        with database.transaction() as tx:
+            tx.execute(text("CREATE TABLE IF NOT EXISTS opened (id INTEGER)"))
+        database.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(60):  # one round in twenty failed before `_use_wal` asked again
+            list(pool.map(open_new, [tmp_path / f"{number}.db"] * 6))
+
+
 def test_a_migration_gives_up_rather_than_wait_behind_a_lock(empty_postgres: Database) -> None:
     migrate.upgrade(empty_postgres.url)
     with empty_postgres.transaction() as other:
