@@ -47,6 +47,7 @@ __all__ = [
 MAX_ATTEMPTS = 3
 DUE_LIMIT = 100
 NEVER_AGAIN = frozenset(("QUEUED", "RUNNING", "SUCCEEDED"))
+OVER = frozenset(("SUCCEEDED", "FAILED"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from control_plane.domain import selector
 from control_plane.domain.device import ACTIVE, QUARANTINED, DeviceId
 from control_plane.domain.errors import NotFoundError
 from control_plane.domain.paging import DEFAULT_LIMIT, MAX_LIMIT, Page
-from control_plane.services import audit, withdrawal
+from control_plane.services import audit, desired, withdrawal
 from control_plane.services.cursors import number_cursor
 from control_plane.services.device_facts import check_labels
 from control_plane.services.scope import Scope
@@ -112,7 +112,7 @@ def quarantine(scope: Scope, device_id: str, *, reason: str) -> DeviceView:
 
 
 def unquarantine(scope: Scope, device_id: str, *, reason: str = "") -> DeviceView:
-    """Let a device take part again."""
+    """Let a device take part again; it is sent its newest order, should it have missed it."""
     return _set_state(scope, device_id, ACTIVE, "device.unquarantine", reason)
 
 
@@ -148,6 +148,8 @@ def _set_state(scope: Scope, device_id: str, state: str, action: str, reason: st
         withdrawal.cancel_open(scope, device, QUARANTINED)
     if devices.set_state(scope.tx, device, state):
         joining.touched(scope.tx, [device], scope.now)
+        if state == ACTIVE:
+            desired.send_again(scope, {device: before.generation})
         # In a history the kind "active" says which bundle became the running one.
         kind = QUARANTINED if state == QUARANTINED else "state"
         happening = devices.Happening(device, kind, reason[:128] or action)

@@ -6,7 +6,6 @@ from hashlib import sha256
 
 from control_plane.domain import selector, windows
 from control_plane.domain.device import DeviceFacts
-from control_plane.domain.errors import NotFoundError
 from control_plane.domain.rollout import RolloutSpec, RolloutState
 from control_plane.domain.rollout_plan import BlueprintFit, misfit_reason
 from control_plane.domain.rollout_policy import room as paced
@@ -20,7 +19,8 @@ from control_plane.store.rollouts import RolloutRow
 from control_plane.store.room import Limits, Wave
 
 S = RolloutState
-_MOVES = frozenset({S.RUNNING, S.AWAITING_APPROVAL})
+MOVES = frozenset({S.RUNNING, S.AWAITING_APPROVAL})
+"""States in which time alone may move a rollout."""
 
 
 def load(scope: Scope, row: RolloutRow, view: View) -> View:
@@ -33,13 +33,13 @@ def load(scope: Scope, row: RolloutRow, view: View) -> View:
         people = approvals.people(scope.tx, row.name, m.wave + 1, words_of(row))
         authors = approvals.authors(scope.tx, row.name)
         more = replace(more, approvals=tuple(people), authors=tuple(authors))
-    if m.state not in _MOVES:
+    if m.state not in MOVES:
         return more
     if spec.windows.activate is not None and view.in_flight:
         lapsed = activation.count_lapsed(scope.tx, row.name, m.wave + 1, scope.now)
         more = replace(more, lapsed=lapsed)
     if spec.dynamic:
-        more = replace(more, newcomers=len(newcomers(scope, spec)))
+        more = replace(more, newcomers=len(newcomers(scope, spec).joining))
     return replace(more, rooms=_rooms(scope, more))
 
 
@@ -128,28 +128,42 @@ class Newcomer:
     digest: str
 
 
-def newcomers(scope: Scope, spec: RolloutSpec) -> list[Newcomer]:
-    """Return devices that may join; those that changed and may not are not looked at again."""
+@dataclass(frozen=True)
+class Newcomers:
+    """Who may join a dynamic rollout now, and who may later."""
+
+    joining: list[Newcomer]
+    unbuilt: list[str]
+    """Blueprints of devices that match, for which there is no bundle."""
+
+
+def newcomers(scope: Scope, spec: RolloutSpec) -> Newcomers:
+    """Return the devices that match since they changed; only reads."""
     names = [blueprint.name for blueprint in blueprints.everything(scope.tx)]
     wanted = selector.parse(spec.selector)
     found = joining.newcomers(scope.tx, spec.name, wanted, scope.now, names)
-    fits: dict[str, tuple[str, BlueprintFit] | None] = {}
+    made = {
+        name: builds.bundle_for(scope, spec.model, spec.version, name)
+        for name in sorted({facts.blueprint or "" for facts in found})
+    }
     joined: list[Newcomer] = []
     for facts in found:
         name = facts.blueprint or ""
-        if name not in fits:
-            fits[name] = _fit(scope, spec, name)
-        fit = fits[name]
-        if fit is not None and not misfit_reason(facts, fit[1]):
-            joined.append(Newcomer(facts, name, fit[0]))
-    if len(found) < joining.LIMIT or not joined:
+        bundle = made[name]
+        if bundle is not None and not misfit_reason(facts, BlueprintFit(size=bundle.size)):
+            joined.append(Newcomer(facts, name, bundle.digest))
+    unbuilt = [name for name, bundle in made.items() if bundle is None]
+    return Newcomers(joined, unbuilt)
+
+
+def prepare_newcomers(scope: Scope, spec: RolloutSpec) -> None:
+    """Ask for the bundles that newcomers need; leave behind those that can never join.
+
+    For a tick, which holds the rollout's lock. Devices whose bundle is being built are looked at
+    again until it is there, or has failed.
+    """
+    found = newcomers(scope, spec)
+    asked = builds.request_missing(scope, spec.model, spec.version, found.unbuilt)
+    waits = any(build.state not in builds.OVER for build in asked)
+    if not waits and not found.joining:
         joining.pass_over(scope.tx, spec.name, scope.now)
-    return joined
-
-
-def _fit(scope: Scope, spec: RolloutSpec, blueprint: str) -> tuple[str, BlueprintFit] | None:
-    try:
-        bundle = builds.bundle_for(scope, spec.model, spec.version, blueprint)
-    except NotFoundError:
-        return None
-    return None if bundle is None else (bundle.digest, BlueprintFit(size=bundle.size))

@@ -166,7 +166,7 @@ def _join(scope: Scope, spec: RolloutSpec) -> None:
             "state": E.QUEUED.value,
             "updated_at": scope.now,
         }
-        for number, one in enumerate(rollout_inputs.newcomers(scope, spec))
+        for number, one in enumerate(rollout_inputs.newcomers(scope, spec).joining)
     ]
     executions.add(scope.tx, rows)
 

@@ -137,7 +137,7 @@ def builds_event(scope: Scope, row: RolloutRow) -> Event | None:
     """
     view = load_view(scope, row)
     made = builds.request_missing(scope, row.model, row.version, _blueprints(view))
-    if any(build.state not in {"SUCCEEDED", "FAILED"} for build in made):
+    if any(build.state not in builds.OVER for build in made):
         return None
     failed = {build.blueprint: build.error for build in made if build.state == "FAILED"}
     if len(failed) == len(made):
@@ -188,7 +188,7 @@ def _is_due(scope: Scope, name: str) -> bool:
             return True
         if row is None or row.state in ENDED:
             return False
-        # Both write while they look: requested builds, devices that were passed over.
+        # Both have more to do than to decide: builds to ask for, devices to leave behind.
         if row.state == RolloutState.BUILDING or row.spec.get("dynamic"):
             return True
         view = load_view(scope, row)
@@ -210,6 +210,8 @@ def _tick_one(scope: Scope, name: str) -> Done:
     event: Event | None = Tick()
     if row.state == RolloutState.BUILDING:
         event = builds_event(scope, row)
+    elif row.spec.get("dynamic") and row.state in rollout_inputs.MOVES:
+        rollout_inputs.prepare_newcomers(scope, rollout_document.spec_of(row.name, row.spec))
     return Done(changed=False) if event is None else step(scope, row, event)
 
 

@@ -20,7 +20,13 @@ from control_plane.bootstrap import Application
 from control_plane.domain import gates
 from control_plane.domain.device import DeviceId
 from control_plane.jobs import ticks
-from control_plane.services import blueprint_document, blueprints, executions, rollout_document
+from control_plane.services import (
+    blueprint_document,
+    blueprints,
+    executions,
+    rollout_codec,
+    rollout_document,
+)
 from control_plane.services import rollouts as service
 from control_plane.services.rollout_views import (
     DecisionView,
@@ -29,6 +35,7 @@ from control_plane.services.rollout_views import (
     RolloutView,
 )
 from control_plane.services.scope import Scope
+from control_plane.store import rollouts as rollout_store
 from control_plane.store import schema, tallies
 
 START = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -184,6 +191,18 @@ class Fleet:
     def decisions(self, name: str) -> list[DecisionView]:
         with self.scope() as scope:
             return service.decisions(scope, name, limit=500).items
+
+    def rules(self, name: str) -> dict[str, str]:
+        """Return the newest decision's evidence, rule by rule."""
+        return {gate["rule"]: gate["text"] for gate in self.decisions(name)[0].evidence}
+
+    def check_replay(self, name: str) -> None:
+        """Decide everything again from what was stored, and compare."""
+        with self.scope() as scope:
+            stored = rollout_store.decisions(scope.tx, name, before_id=None, limit=500)
+        for one in stored:
+            _, decisions = rollout_codec.replay(one.inputs)
+            assert one.inputs["decision"] is None or one.inputs["decision"] in decisions
 
     def parts(self, name: str) -> dict[str, ExecutionView]:
         with self.scope() as scope:

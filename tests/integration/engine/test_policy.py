@@ -10,10 +10,10 @@ from sqlalchemy import update
 from agent.protocol.messages import ActivationWindow
 from agent.protocol.words import Action, ExecutionState, Reason
 from control_plane.domain.errors import ForbiddenError, IllegalTransitionError
-from control_plane.services import inventory, rollout_codec
+from control_plane.services import inventory
 from control_plane.store import rollouts as store
 from control_plane.store import schema
-from tests.integration.engine.conftest import START, Fleet, digest_of
+from tests.integration.engine.conftest import START, Fleet
 
 E = ExecutionState
 ALL = [{"name": "all", "percent": 100}]
@@ -25,19 +25,6 @@ AT_NOON = START.hour  # the fleet's clock begins at 12:00 UTC
 def _label(fleet: Fleet, device: str, **labels: str) -> None:
     with fleet.scope() as scope:
         inventory.label_device(scope, device, labels)
-
-
-def _rules(fleet: Fleet, name: str) -> dict[str, str]:
-    """Return the newest decision's evidence, rule by rule."""
-    return {gate["rule"]: gate["text"] for gate in fleet.decisions(name)[0].evidence}
-
-
-def _replayed(fleet: Fleet, name: str) -> None:
-    with fleet.scope() as scope:
-        stored = store.decisions(scope.tx, name, before_id=None, limit=500)
-    for one in stored:
-        _, decisions = rollout_codec.replay(one.inputs)
-        assert one.inputs["decision"] is None or one.inputs["decision"] in decisions
 
 
 # --- pace -------------------------------------------------------------------------------------
@@ -56,7 +43,7 @@ def test_a_pace_grows_with_its_successes_up_to_its_limit(fleet: Fleet) -> None:
         fleet.tick()
     # After 0, 1, 2, 4 and 8 successes; the last minute has what is left.
     assert offered == [1, 1, 2, 4, 4]
-    _replayed(fleet, name)
+    fleet.check_replay(name)
 
 
 def test_a_wave_has_its_own_pace(fleet: Fleet) -> None:
@@ -94,7 +81,7 @@ def test_no_site_has_more_in_flight_than_its_budget(fleet: Fleet) -> None:
     sites = _sites(fleet)
     name = fleet.start("1.1.0", waves=ALL, budgets=[{"label": "site", "max": 2}])
     assert _busiest(fleet, sites, name) == {"vie": 2, "lnz": 2, "": 1}
-    assert "site lnz has 2 of 2 devices in flight" in _rules(fleet, name)["room"]
+    assert "site lnz has 2 of 2 devices in flight" in fleet.rules(name)["room"]
     for _ in range(20):
         if fleet.view(name).ended_at is not None:
             break
@@ -104,7 +91,7 @@ def test_no_site_has_more_in_flight_than_its_budget(fleet: Fleet) -> None:
         busy = _busiest(fleet, sites, name)
         assert max((busy.get(site, 0) for site in ("vie", "lnz")), default=0) <= 2
     assert fleet.view(name).state == "SUCCEEDED"
-    _replayed(fleet, name)
+    fleet.check_replay(name)
 
 
 def test_a_budget_counts_what_any_rollout_disturbs(fleet: Fleet) -> None:
@@ -158,7 +145,7 @@ def test_offers_are_made_only_inside_the_download_window(fleet: Fleet) -> None:
     fleet.later(HOUR)  # the window is over, to the second
     fleet.succeed(name, fleet.in_state(name, E.OFFERED)[0])
     assert fleet.tick().offered == 0
-    assert "opens at 2026-11-22 12:00 UTC" in _rules(fleet, name)["window"]
+    assert "opens at 2026-11-22 12:00 UTC" in fleet.rules(name)["window"]
     assert fleet.decisions(name)[0].kind == "hold"
     fleet.later(23 * HOUR - 1)
     assert fleet.tick().offered == 0
@@ -172,7 +159,7 @@ def test_a_rollout_that_starts_outside_its_window_waits_for_it(fleet: Fleet) -> 
     assert "download window" in fleet.explain(name).headline
     fleet.later(HOUR)
     assert fleet.tick().offered > 0
-    _replayed(fleet, name)
+    fleet.check_replay(name)
 
 
 def test_no_wave_opens_outside_the_window_though_people_want_it(fleet: Fleet) -> None:
@@ -257,7 +244,7 @@ def test_a_window_that_passed_unused_is_followed_by_the_next(fleet: Fleet) -> No
     fleet.succeed(name, device)
     fleet.tick()
     assert fleet.view(name).waves[1].state == "open"
-    _replayed(fleet, name)
+    fleet.check_replay(name)
 
 
 def test_whoever_is_gone_when_its_window_has_passed_is_silent(fleet: Fleet) -> None:
@@ -301,7 +288,7 @@ def test_as_many_people_as_are_needed_open_a_wave(fleet: Fleet) -> None:
     view = fleet.do_as("bob", "approve", name)
     assert (view.state, view.approval) == ("RUNNING", None)
     assert fleet.tick().offered > 0
-    _replayed(fleet, name)
+    fleet.check_replay(name)
 
 
 def test_whoever_wrote_it_or_is_not_asked_may_not_approve(fleet: Fleet) -> None:
@@ -389,7 +376,7 @@ def test_a_wave_that_takes_too_long_ends_for_whoever_has_not_answered(fleet: Fle
     assert fleet.view(name).state == "HALTED"
     assert fleet.order(slow).action is Action.HOLD
     assert len(fleet.in_state(name, E.QUEUED)) == 6
-    _replayed(fleet, name)
+    fleet.check_replay(name)
 
 
 def test_a_wave_has_no_less_time_for_a_pause(fleet: Fleet) -> None:
@@ -421,7 +408,7 @@ def test_a_device_of_a_rollout_of_higher_priority_is_left_to_it(fleet: Fleet) ->
     taken = set(fleet.parts(urgent))
     assert len(fleet.in_state(newer, E.OFFERED)) == 9
     assert not taken & set(fleet.in_state(newer, E.OFFERED))
-    assert f"devices of {urgent} come first" in _rules(fleet, newer)["room"]
+    assert f"devices of {urgent} come first" in fleet.rules(newer)["room"]
     fleet.finish(urgent)
     fleet.tick()
     assert taken <= set(fleet.in_state(newer, E.OFFERED))
@@ -437,49 +424,6 @@ def test_a_rollout_of_higher_priority_takes_over_from_a_newer_one(fleet: Fleet) 
     fleet.tick()
     assert len(fleet.in_state(urgent, E.OFFERED)) == 12
     assert len(fleet.in_state(newer, E.SUPERSEDED)) == 12
-
-
-# --- joining ----------------------------------------------------------------------------------
-
-
-def _all_succeed(fleet: Fleet, name: str) -> None:
-    while offered := fleet.in_state(name, E.OFFERED):
-        for device in offered:
-            fleet.succeed(name, device)
-        fleet.tick()
-
-
-def test_devices_that_match_later_join_the_last_wave_of_a_dynamic_rollout(fleet: Fleet) -> None:
-    ring = 'labels.ring = "stable"'
-    for device in ("x86-64-avx2-0", "x86-64-avx2-1"):
-        _label(fleet, device, ring="stable")
-    waves = [{"name": "canary", "count": 1}, *ALL]
-    name = fleet.start("1.1.0", waves=waves, selector=ring, dynamic=True)
-    _all_succeed(fleet, name)
-    assert fleet.view(name).state == "RUNNING"
-    assert fleet.in_state(name, E.SUCCEEDED) == ["x86-64-avx2-0", "x86-64-avx2-1"]
-    assert "still join" in _rules(fleet, name)["dynamic"]
-    fleet.later(HOUR)
-    _label(fleet, "arm64-board-1", ring="stable")
-    _label(fleet, "arm64-board-2", ring="beta")
-    assert fleet.tick().offered == 1
-    part = fleet.parts(name)["arm64-board-1"]
-    assert (part.state, part.wave) == ("OFFERED", 1)
-    assert part.digest == digest_of("1.1.0", "arm64-board")
-    fleet.later(1)
-    fleet.tick()
-    assert len(fleet.parts(name)) == 3
-    _all_succeed(fleet, name)
-    assert fleet.do("promote", name).state == "SUCCEEDED"
-    _replayed(fleet, name)
-
-
-def test_a_rollout_that_is_not_dynamic_stays_as_it_was_planned(fleet: Fleet) -> None:
-    name = fleet.start("1.1.0", waves=ALL)
-    fleet.add_devices_more(1)
-    _label(fleet, "arm64-board-100", site="vie")
-    fleet.tick()
-    assert "arm64-board-100" not in fleet.parts(name)
 
 
 # --- on a breach ------------------------------------------------------------------------------
@@ -504,4 +448,4 @@ def test_a_bad_blueprint_goes_back_alone_and_the_others_go_on(fleet: Fleet) -> N
     assert blueprint in view.state_reason
     others = [part for part in fleet.parts(name).values() if part.blueprint != blueprint]
     assert {part.state for part in others} == {"SUCCEEDED"}
-    _replayed(fleet, name)
+    fleet.check_replay(name)

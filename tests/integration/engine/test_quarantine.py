@@ -2,7 +2,7 @@
 
 import threading
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from agent.protocol.words import Action, ExecutionState
 from control_plane.services import inventory
@@ -72,6 +72,17 @@ def test_a_device_that_is_shut_out_twice_is_held_once(fleet: Fleet) -> None:
     held = fleet.order(device).generation
     quarantine(fleet, device)
     assert fleet.order(device).generation == held
+
+
+def test_who_may_take_part_again_is_sent_what_it_missed(fleet: Fleet) -> None:
+    name = fleet.start("1.1.0")
+    device, *_ = fleet.in_state(name, E.OFFERED)
+    quarantine(fleet, device)
+    with fleet.scope() as scope:
+        scope.tx.execute(delete(schema.outbox))  # published, and lost with the broker's memory
+        inventory.unquarantine(scope, device)
+        sent = list(scope.tx.execute(select(schema.outbox.c.topic)).scalars())
+    assert sent == [f"flotilla/v1/d/{device}/down/desired"]
 
 
 def test_a_tick_and_a_quarantine_at_once_never_leave_an_offer(fleet: Fleet) -> None:
