@@ -24,6 +24,7 @@ from control_plane.services import (
     blueprint_document,
     blueprints,
     executions,
+    inventory,
     rollout_codec,
     rollout_document,
 )
@@ -164,6 +165,10 @@ class Fleet:
             service.start(scope, name)
         self.tick()
         return name
+
+    def label(self, device: str, **labels: str) -> None:
+        with self.scope() as scope:
+            inventory.label_device(scope, device, labels)
 
     def do(self, verb: str, name: str, **arguments: Any) -> RolloutView:
         with self.scope() as scope:

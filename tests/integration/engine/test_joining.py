@@ -1,17 +1,12 @@
 """Devices that match a rollout only after it was planned."""
 
 from agent.protocol.words import ExecutionState
-from control_plane.services import builds, inventory
+from control_plane.services import builds
 from tests.integration.engine.conftest import Fleet, digest_of
 
 E = ExecutionState
 ALL = [{"name": "all", "percent": 100}]
 HOUR = 3600.0
-
-
-def _label(fleet: Fleet, device: str, **labels: str) -> None:
-    with fleet.scope() as scope:
-        inventory.label_device(scope, device, labels)
 
 
 def _all_succeed(fleet: Fleet, name: str) -> None:
@@ -24,7 +19,7 @@ def _all_succeed(fleet: Fleet, name: str) -> None:
 def test_devices_that_match_later_join_the_last_wave_of_a_dynamic_rollout(fleet: Fleet) -> None:
     ring = 'labels.ring = "stable"'
     for device in ("x86-64-avx2-0", "x86-64-avx2-1"):
-        _label(fleet, device, ring="stable")
+        fleet.label(device, ring="stable")
     waves = [{"name": "canary", "count": 1}, *ALL]
     name = fleet.start("1.1.0", waves=waves, selector=ring, dynamic=True)
     _all_succeed(fleet, name)
@@ -32,8 +27,8 @@ def test_devices_that_match_later_join_the_last_wave_of_a_dynamic_rollout(fleet:
     assert fleet.in_state(name, E.SUCCEEDED) == ["x86-64-avx2-0", "x86-64-avx2-1"]
     assert "still join" in fleet.rules(name)["dynamic"]
     fleet.later(HOUR)
-    _label(fleet, "arm64-board-1", ring="stable")
-    _label(fleet, "arm64-board-2", ring="beta")
+    fleet.label("arm64-board-1", ring="stable")
+    fleet.label("arm64-board-2", ring="beta")
     assert fleet.tick().offered == 1
     part = fleet.parts(name)["arm64-board-1"]
     assert (part.state, part.wave) == ("OFFERED", 1)
@@ -48,10 +43,10 @@ def test_devices_that_match_later_join_the_last_wave_of_a_dynamic_rollout(fleet:
 
 def test_a_newcomer_joins_when_the_bundle_of_its_blueprint_is_built(fleet: Fleet) -> None:
     fleet.add_version("1.2.0", built=("x86-64-avx2",))
-    _label(fleet, "x86-64-avx2-0", ring="stable")
+    fleet.label("x86-64-avx2-0", ring="stable")
     name = fleet.start("1.2.0", waves=ALL, selector='labels.ring = "stable"', dynamic=True)
     fleet.succeed(name, "x86-64-avx2-0")
-    _label(fleet, "arm64-board-1", ring="stable")
+    fleet.label("arm64-board-1", ring="stable")
     fleet.tick()
     asked = _builds(fleet, "1.2.0", "arm64-board")
     assert asked == ["QUEUED"], "nobody else asks for it"
@@ -66,9 +61,9 @@ def test_a_newcomer_joins_when_the_bundle_of_its_blueprint_is_built(fleet: Fleet
 
 def test_a_newcomer_whose_bundle_cannot_be_built_is_left_behind(fleet: Fleet) -> None:
     fleet.add_version("1.2.0", built=("x86-64-avx2",))
-    _label(fleet, "x86-64-avx2-0", ring="stable")
+    fleet.label("x86-64-avx2-0", ring="stable")
     name = fleet.start("1.2.0", waves=ALL, selector='labels.ring = "stable"', dynamic=True)
-    _label(fleet, "arm64-board-1", ring="stable")
+    fleet.label("arm64-board-1", ring="stable")
     fleet.tick()
     fleet.build("1.2.0", "arm64-board", error="no recipe fits")
     for _ in range(3):
@@ -87,6 +82,6 @@ def _builds(fleet: Fleet, version: str, blueprint: str) -> list[str]:
 def test_a_rollout_that_is_not_dynamic_stays_as_it_was_planned(fleet: Fleet) -> None:
     name = fleet.start("1.1.0", waves=ALL)
     fleet.add_devices_more(1)
-    _label(fleet, "arm64-board-100", site="vie")
+    fleet.label("arm64-board-100", site="vie")
     fleet.tick()
     assert "arm64-board-100" not in fleet.parts(name)
