@@ -11,7 +11,7 @@ windows that have passed, newcomers, offers, the gates.
 from dataclasses import replace
 
 from agent.protocol.words import ExecutionState
-from control_plane.domain import gates, rollout_policy
+from control_plane.domain import gates, pace, rollout_policy
 from control_plane.domain.errors import IllegalTransitionError
 from control_plane.domain.gates import Gate, Group
 from control_plane.domain.rollout import BreachScope, OnBreach, RolloutState
@@ -48,7 +48,6 @@ from control_plane.domain.rollout_view import (
     Withdraw,
 )
 
-RATE_WINDOW_S = 60.0
 MAX_OFFER = 2_000
 """Offers of one step, which is one transaction: their locks are held for about a second, and the
 relays publish them while the next are signed."""
@@ -210,13 +209,11 @@ def _offer(view: View, now: float) -> Advance | None:
     m = view.machine
     if rollout_policy.window(view, m.wave, now) is not None:
         return None
-    if now >= m.window_at + RATE_WINDOW_S:
-        m = replace(m, window_at=now, window_n=0)
-    room = rollout_policy.room(view, m.window_n)
+    room = rollout_policy.room(view, now)
     for wave in range(m.wave + 1):
         n = min(room, MAX_OFFER, rollout_policy.offerable(view, wave, m.halted))
         if n > 0:
-            offered = replace(m, window_n=m.window_n + n)
+            offered = replace(m, offered=pace.noted(m.offered, now, n))
             start = 0 if view.rooms is None else view.rooms[wave].start
             return offered, (Offer(wave, n, m.halted, start),)
     return None

@@ -35,14 +35,14 @@ def offerable(view: View, wave: int, without: frozenset[str]) -> int:
     return queued if view.rooms is None else min(queued, view.rooms[wave].n)
 
 
-def room(view: View, offered: int) -> int:
+def room(view: View, now: float) -> int:
     """Return how many more offers the pace of the newest open wave allows."""
     spec, wave = view.spec, view.machine.wave
     own = spec.waves[wave].pace is not None
     return pace.room(
         spec.wave_pace(wave),
         in_flight=view.in_flight,
-        offered=offered,
+        offered=sum(n for _, n in pace.recent(view.machine.offered, now)),
         successes=view.successes(wave if own else None),
     )
 

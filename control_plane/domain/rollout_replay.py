@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from control_plane.domain import selector
 from control_plane.domain.errors import FlotillaError
 from control_plane.domain.gates import Gate, Verdict
+from control_plane.domain.pace import MINUTE_S
 from control_plane.domain.replay_record import Happened, Known, Record, Unknown, courses
 from control_plane.domain.replay_world import Part, World
 from control_plane.domain.rollout import ENDED, RolloutSpec, RolloutState
@@ -35,7 +36,6 @@ from control_plane.domain.rollout_view import (
 )
 from control_plane.domain.windows import Opening, opening
 
-RATE_WINDOW_S = 60.0
 MAX_STEPS = 200_000
 """More decisions than any rollout makes: beyond it the replay is given up, and says so."""
 MOST_WHY = 3
@@ -182,7 +182,7 @@ class Run:
     def _deadlines(self) -> list[float]:
         m, spec = self.machine, self.spec
         found = [at + spec.wave_soak_s(wave) for wave, at in enumerate(m.opened_at)]
-        found += [m.window_at + RATE_WINDOW_S]
+        found += [at + MINUTE_S for at, _ in m.offered]
         found += [due for due in m.due_at if due is not None]
         found.append(self.world.next_due() + _A_MOMENT * 2)
         if m.state is RolloutState.REVERTING:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from agent.protocol.words import ExecutionState
 from control_plane.domain.gates import Gate, Group, Seen
+from control_plane.domain.pace import Offered
 from control_plane.domain.rollout import RolloutSpec, RolloutState
 from control_plane.domain.windows import Opening
 
@@ -253,9 +254,8 @@ class Machine:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     """The rest that a person has seen of each blueprint: only what came since may halt."""
     halted: frozenset[str] = frozenset()
-    window_at: float = 0.0
-    window_n: int = 0
-    """Offers since `window_at`, for the pace per minute."""
+    offered: Offered = ()
+    """Offers of the last minute, for the pace."""
     reverting_at: float = 0.0
     reason: str = ""
     sent_back: frozenset[str] = frozenset()

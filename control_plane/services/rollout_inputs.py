@@ -79,7 +79,7 @@ def _rooms(scope: Scope, view: View) -> tuple[Room, ...] | None:
     bounds = limits(scope, spec) if m.state is S.RUNNING else None
     if bounds is None:
         return None
-    most = max(0, paced(view, 0))
+    most = paced(view, scope.now.timestamp())
     found: list[Room] = []
     for index in range(len(spec.waves)):
         waits = index <= m.wave and most and view.queued(index, m.halted)

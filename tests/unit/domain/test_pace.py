@@ -58,3 +58,37 @@ def test_room_is_never_negative_and_never_more_than_is_left(
     assert left >= 0
     assert in_flight + left <= max(in_flight, GROWING.max_in_flight)
     assert offered + left <= max(offered, pace.per_minute(GROWING, successes))
+
+
+def test_what_was_offered_a_minute_ago_counts_no_more() -> None:
+    lots = pace.noted((), 100.0, 3)
+    assert pace.recent(lots, 159.9) == ((100.0, 3),)
+    assert pace.recent(lots, 160.0) == ()
+
+
+def test_a_clock_that_goes_back_forgets_nothing() -> None:
+    lots = pace.noted(pace.noted((), 100.0, 3), 40.0, 2)
+    assert lots == ((100.0, 5),)
+    assert pace.recent(lots, 159.9) == lots
+
+
+waits = st.floats(0, 90, allow_nan=False)
+
+
+@given(st.integers(1, 20), st.lists(st.tuples(waits, st.integers(0, 20)), max_size=60))
+def test_no_minute_holds_more_than_the_pace_and_the_lots_stay_few(
+    limit: int, turns: list[tuple[float, int]]
+) -> None:
+    now, made = 1_000.0, list[tuple[float, int]]()
+    lots: pace.Offered = ()
+    for wait, wanted in turns:
+        now += wait
+        free = limit - sum(n for _, n in pace.recent(lots, now))
+        n = min(wanted, free)
+        if n > 0:
+            lots = pace.noted(lots, now, n)
+            made.append((now, n))
+        assert len(lots) <= pace.MINUTE_S / pace.LOT_S + 1
+        assert sum(m for at, m in made if at > now - pace.MINUTE_S) <= limit
+        if not any(at > now - pace.MINUTE_S - pace.LOT_S for at, _ in made):
+            assert free == limit, "nothing is held back for long"

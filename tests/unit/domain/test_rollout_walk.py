@@ -130,7 +130,7 @@ def _key(world: World) -> object:
 
 def _canonical(world: World) -> World:
     # The pace per minute is held by its own property; here it would only multiply states.
-    return replace(world, machine=replace(world.machine, window_n=0, reason=""))
+    return replace(world, machine=replace(world.machine, offered=(), reason=""))
 
 
 def _walk(start: World) -> tuple[dict[object, World], list[tuple[World, Step]]]:
