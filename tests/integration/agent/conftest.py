@@ -20,6 +20,7 @@ from tests.support.control_plane_simulator import Simulator
 REPOSITORY = Path(__file__).resolve().parents[3]
 FAKE_TRIAL = REPOSITORY / "tests/support/fake_trial.py"
 WAIT_S = 60.0
+END = "the agent has ended\n"
 
 
 class Agent:
@@ -38,9 +39,10 @@ class Agent:
             "FLOTILLA_AGENT_HEARTBEAT_S": "1",
             "FLOTILLA_AGENT_DOWNLOAD_DEADLINE_S": "5",
         }
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []
         self._changed = threading.Condition()
+        self._log = -1
         self._reader: threading.Thread | None = None
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -69,22 +71,22 @@ class Agent:
     def start(self, *, code: str = "") -> None:
         """Start the agent; `code` runs it in another way than by its module."""
         how = ["-c", code] if code else ["-m", "agent"]
+        read, self._log = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, *how, "run", "--data", str(self.data)],
             env=self.environment,
-            stdout=subprocess.PIPE,
+            stdout=self._log,
             stderr=subprocess.STDOUT,
-            text=True,
             cwd=self.data.parent,
         )
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, args=(read,))
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
+    def _read(self, log: int) -> None:
+        with os.fdopen(log, encoding="utf-8") as lines:
             for line in lines:
+                if line == END:
+                    return
                 with self._changed:
                     self.lines.append(line)
                     self._changed.notify_all()
@@ -103,6 +105,9 @@ class Agent:
             return 0
         self.process.send_signal(how)
         status = self.process.wait(WAIT_S)
+        # A child that a killed agent leaves behind holds its log open: it does not end by itself.
+        with os.fdopen(self._log, "w", encoding="utf-8") as log:
+            log.write(f"\n{END}")
         assert self._reader is not None
         self._reader.join(WAIT_S)
         self.process = None
