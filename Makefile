@@ -13,9 +13,12 @@ JOBS ?= 3
 SEEDS ?= 100000
 SEED ?=
 OFF ?=
+KILLS ?= 1000
+DB ?= both
+PLANT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench simulate lint fmt pins clean
+.PHONY: help setup demo test bench simulate chaos lint fmt pins clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +38,10 @@ bench: $(VENV)/.stamp-dev  ## Measure what we claim; prints a table and writes b
 
 simulate: $(VENV)/.stamp-dev  ## Simulate all of it under faults: SEEDS=100000, or SEED=n with its trace
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED) --off '$(OFF)',--seeds $(SEEDS))
+
+chaos: $(VENV)/.stamp-dev  ## Kill real processes at random: KILLS=1000 SEED=n DB=sqlite|postgresql|both
+	@$(BIN)/python -m tests.support.ensure
+	@$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(or $(SEED),1) --db $(DB) --plant '$(PLANT)'
 
 lint: $(VENV)/.stamp-dev  ## Check format, lint, types and import laws
 	$(BIN)/ruff format --check .

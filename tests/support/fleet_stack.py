@@ -41,7 +41,7 @@ class FleetStack(RealStack):
         super().__init__(data, postgres_url, redis_server)
         if not tls:
             self._broker.service.discard()
-            self._plain = _PlainBroker(data)
+            self._plain = PlainBroker(data)
             self._broker = self._plain  # type: ignore[assignment]  # the same two attributes
             plain = {"mqtt_tls": False, "mqtt_port": self._plain.port, "share_group": ""}
             user = {"mqtt_username": GATEWAY, "mqtt_password": GATEWAY_PASSWORD}
@@ -111,7 +111,7 @@ def summary(folder: Path, simulator: subprocess.Popen[bytes]) -> dict[str, Any]:
     return found
 
 
-class _PlainBroker:
+class PlainBroker:
     """A Mosquitto with a password a device, and the limits and the ACL of production."""
 
     def __init__(self, data: Path) -> None:
@@ -147,7 +147,7 @@ class _PlainBroker:
         everyone = {**dict.fromkeys(GATEWAYS, GATEWAY_PASSWORD), **passwords}
         self._passwords.write_text("".join(map(_line, everyone, everyone.values())))
         self._passwords.chmod(0o600)
-        if passwords:
+        if passwords and self.service.process is not None:
             os.kill(self.service.pid, signal.SIGHUP)
 
 

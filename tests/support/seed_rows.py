@@ -32,9 +32,9 @@ def digest_of(version: str, blueprint: str) -> str:
     return sha256(f"{version} {blueprint}".encode()).hexdigest()
 
 
-def built(scope: Scope, version: str) -> None:
-    """Store a model version with a bundle for each blueprint."""
-    release = VERSIONS[version]
+def built(scope: Scope, version: str, release: int = 0) -> None:
+    """Store a model version with a bundle for each blueprint; 0: the release in `VERSIONS`."""
+    release = release or VERSIONS[version]
     scope.tx.execute(
         insert(model_version).values(
             model=MODEL,

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -171,6 +171,16 @@ class PostgreSQL(Service):
     def url(self, name: str = "postgres") -> str:
         return f"postgresql+psycopg://flotilla@127.0.0.1:{self.port}/{name}"
 
+    def kill(self) -> None:
+        """End every process of the server at once; those of a dead one finish their statement."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGSTOP)  # it must not start another one meanwhile
+        for pid in [self.pid, *_children(self.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
 
 class Redis(Service):
     """A private Redis with an append-only file."""
@@ -180,8 +190,12 @@ class Redis(Service):
         return f"redis://127.0.0.1:{self.port}"
 
 
-def postgresql() -> PostgreSQL:
-    """Make a cluster (not started); durability is off, for speed."""
+def postgresql(*, killable: bool = False) -> PostgreSQL:
+    """Make a cluster (not started); durability is off, for speed.
+
+    Args:
+        killable: what it has committed survives `kill`, though not a power cut.
+    """
     user = "postgres" if _AM_ROOT else None  # initdb and postgres refuse root
     folder = _folder("postgres", user)
     port = free_port()
@@ -199,10 +213,9 @@ def postgresql() -> PostgreSQL:
     for option in (
         "listen_addresses=127.0.0.1",
         f"unix_socket_directories={folder}",
-        "fsync=off",
-        "synchronous_commit=off",
-        "full_page_writes=off",
         "max_connections=200",
+        "fsync=off",
+        *(() if killable else ("synchronous_commit=off", "full_page_writes=off")),
     ):
         argv += ["-c", option]
     return PostgreSQL(
@@ -248,6 +261,12 @@ def mosquitto(configuration: str = "allow_anonymous true\n") -> Service:
     path = folder / "mosquitto.conf"
     path.write_text("\n".join(lines) + "\n")
     return Service([find("mosquitto"), "-c", str(path)], port=port, folder=folder)
+
+
+def _children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True)
+    pairs = (line.split() for line in listed.stdout.decode().splitlines())
+    return [int(child) for child, parent in pairs if int(parent) == pid]
 
 
 def _folder(name: str, user: str | None = None) -> Path:

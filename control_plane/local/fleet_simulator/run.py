@@ -124,7 +124,7 @@ class FleetRun:
             self._parts(),
             self._states(),
             lines=make,
-            vouch=_Voucher(fleet.trust),
+            vouch=Voucher(fleet.trust),
             fetch=downloads.fetch,
             tallies=self._tallies,
         )
@@ -225,7 +225,7 @@ class FleetRun:
         identities.write_private(self._folder.standing, msgspec.json.encode(saved))
 
 
-class _Voucher:
+class Voucher:
     """Checks orders as a device does, with each key parsed once."""
 
     def __init__(self, trust: TrustedKeys) -> None:
