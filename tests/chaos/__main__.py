@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from tests.chaos import planted
-from tests.chaos.story import Outcome, Wish, live
+from tests.chaos.story import PATIENCE_S, Outcome, Wish, live
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--db", choices=(*DATABASES, "both"), default="both")
     parser.add_argument("--devices", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=400, help="at most, on each database")
+    parser.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds")
     parser.add_argument("--plant", default="", choices=("", *planted.NAMES))
     asked = parser.parse_args()
     databases = DATABASES if asked.db == "both" else (asked.db,)
@@ -28,6 +29,7 @@ def main() -> int:
             devices=asked.devices,
             kills=-(-asked.kills // len(databases)),
             rounds=asked.rounds,
+            patience_s=asked.patience,
             plant=asked.plant,
         )
         outcome = live(wish, tell)

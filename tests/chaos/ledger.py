@@ -225,6 +225,12 @@ def wanted(tx: Transaction) -> dict[str, int]:
     return {row[0]: row[1] for row in tx.execute(text(query))}
 
 
+def state(tx: Transaction, name: str) -> str:
+    """Return a rollout's state; empty for none."""
+    found = tx.execute(text("SELECT state FROM rollout WHERE name = :name"), {"name": name})
+    return str(found.scalar() or "")
+
+
 def value(tx: Transaction, query: str, facts: Mapping[str, str]) -> int:
     """Return the one number that a query finds."""
     return int(tx.execute(text(query), facts).scalar_one())

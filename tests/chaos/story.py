@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 from control_plane.domain.errors import ConflictError, FlotillaError
-from control_plane.domain.rollout import IN_FLIGHT
 from control_plane.services import rollout_document, rollouts
 from control_plane.services.scope import Scope
 from control_plane.store.database import is_outage
@@ -22,12 +21,14 @@ from tests.chaos.judge import judge
 from tests.chaos.killer import Killer
 from tests.support.seed_rows import MODEL, built
 
-MOVING_S = 120.0
-"""A rollout under kills must get to its end in this time; then the kills stop."""
-CONVERGE_S = 60.0
-"""And without kills in this."""
+PATIENCE_S = 120.0
+"""A rollout under kills gets to its end in this time; else the kills stop, and it has as much."""
 LOOK_S = 0.05
-FLYING = frozenset(state.value for state in IN_FLIGHT)
+MAX_FAILURES = 2
+LATELY = 3
+"""Rollouts whose counts are looked at again and again."""
+RELEASES = 3
+"""Model versions of a round, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Wish:
         kills: at least so many; rounds go on until then.
         rounds: at most so many.
         shares: of the devices that have it at the end of each wave after the canary, in percent.
+        patience_s: what does not come in this time does not come.
         plant: a planted fault (planted.py); empty for none.
     """
 
@@ -50,6 +52,7 @@ class Wish:
     kills: int = 100
     rounds: int = 400
     shares: tuple[int, ...] = (50, 100)
+    patience_s: float = PATIENCE_S
     plant: str = ""
 
 
@@ -110,7 +113,7 @@ class _Run:
 
     def live(self) -> None:
         wish, outcome = self._wish, self._outcome
-        self._until("the fleet is connected", self._connected, CONVERGE_S)
+        self._until("the fleet is connected", self._connected)
         while outcome.rounds < wish.rounds and outcome.killed < wish.kills and not outcome.broken:
             number = outcome.rounds
             began = time.monotonic()
@@ -124,7 +127,7 @@ class _Run:
                 with self._watching():
                     killer.start()
                     self._round(number, killer)
-                    self._until("everything is quiet", self._quiet, CONVERGE_S)
+                    self._until("everything is quiet", self._quiet)
             except _StuckError as stuck:
                 outcome.broken.append(f"liveness: {stuck}")
             finally:
@@ -138,23 +141,39 @@ class _Run:
 
     def _round(self, number: int, killer: Killer) -> None:
         good, bad = f"good-{number}", f"bad-{number}"
-        self._begin(good, f"2.{number}.0", 2 * number + 10)
+        devices = self._wish.devices
+        slow = {"pace": {"max_in_flight": devices // 3, "per_minute": devices * 2 // 3}}
+        self._begin(
+            good, f"2.{number}.0", RELEASES * number + 10, **slow if number % 5 == 2 else {}
+        )
         if number % 2:
             self._interrupt(good)
+        if number % 4 == 3:
+            self._overtake(number, killer)
         self._reach(good, killer, {"SUCCEEDED"})
-        self._begin(bad, f"2.{number}.1", 2 * number + 11)
+        # One wave at a small pace: when the gate trips, many wait and there is room for them.
+        small = {"max_in_flight": devices // 6, "per_minute": 100 * devices}
+        everybody = [{"name": "all", "percent": 100}]
+        self._begin(bad, f"2.{number}.1", RELEASES * number + 12, waves=everybody, pace=small)
         self._reach(bad, killer, {"HALTED"})
         if number % 3 == 1:
             self._do(rollouts.resume, bad, {"RUNNING", "HALTED"})
             self._reach(bad, killer, {"HALTED"})
         self._do(rollouts.revert, bad, {"REVERTING", "REVERTED"})
         self._reach(bad, killer, {"REVERTED"})
-        self._until("each kind was killed", lambda: not killer.owes, MOVING_S)
+        self._until("each kind was killed", lambda: not killer.owes)
         killer.stop()
+
+    def _overtake(self, number: int, killer: Killer) -> None:
+        """Let a newer rollout take the devices that an older one has not finished with."""
+        name = f"newer-{number}"
+        self._begin(name, f"2.{number}.2", RELEASES * number + 11)
+        self._reach(name, killer, {"SUCCEEDED"})
 
     # --- what an operator does --------------------------------------------------------------
 
-    def _begin(self, name: str, version: str, release: int) -> None:
+    def _begin(self, name: str, version: str, release: int, **policy: Any) -> None:
+        """Make a version, and start a rollout of it."""
         devices = self._wish.devices
         spec: dict[str, Any] = {
             "model": MODEL,
@@ -164,13 +183,14 @@ class _Run:
                 {"name": "canary", "count": max(8, devices // 6)},
                 *({"name": f"to-{n}", "percent": n} for n in self._wish.shares),
             ],
-            "pace": {"max_in_flight": max(8, devices // 3), "per_minute": 100 * devices},
+            "pace": {"max_in_flight": devices // 3, "per_minute": 100 * devices},
             "budgets": [{"label": "site", "max": max(3, devices // 8)}],
-            "gates": {"max_failures": 2},
+            "gates": {"max_failures": MAX_FAILURES},
+            **policy,
         }
-        pace = spec["pace"]
+        pace, budget = spec["pace"], spec["budgets"][0]
         self._rules[name] = Rules(
-            pace["max_in_flight"], pace["per_minute"], 2, spec["budgets"][0]["max"]
+            pace["max_in_flight"], pace["per_minute"], MAX_FAILURES, budget["max"]
         )
         document = {"apiVersion": "flotilla/v1", "kind": "Rollout", "metadata": {"name": name}}
         parsed = rollout_document.parse({**document, "spec": spec})
@@ -182,7 +202,8 @@ class _Run:
 
     def _interrupt(self, name: str) -> None:
         """Pause somewhere in the middle, and go on."""
-        self._until("it has begun", lambda: self._count(name, "SUCCEEDED") > 0, MOVING_S)
+        some = self._chance.randrange(self._wish.devices // 2)
+        self._until("some have it", lambda: self._count(name, "SUCCEEDED") > some)
         self._do(rollouts.pause, name, {"PAUSED", "SUCCEEDED"})
         with suppress(ConflictError):
             self._do(rollouts.resume, name, {"RUNNING", "SUCCEEDED"})
@@ -192,7 +213,7 @@ class _Run:
         self._retry(lambda scope: verb(scope, name), done=lambda: self._state(name) in leads)
 
     def _retry(self, act: Callable[[Scope], object], *, done: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + MOVING_S
+        give_up = time.monotonic() + self._wish.patience_s
         while True:
             try:
                 with self._cast.app.scope("operator") as scope:
@@ -223,15 +244,14 @@ class _Run:
             return self._state(name) in ends
 
         try:
-            self._until(f"{name} is {ends}", there, MOVING_S)
+            self._until(f"{name} is {ends}", there)
         except _StuckError:
             killer.stop()
-            self._until(f"{name} is {ends}", there, CONVERGE_S)
+            self._until(f"{name} is {ends}", there)
 
     def _state(self, name: str) -> str:
-        with self._cast.app.reading("chaos") as scope:
-            found = rollouts.list_rollouts(scope, limit=500)
-        return next((one.state for one in found.items if one.name == name), "")
+        with self._cast.app.database.reading() as tx:
+            return ledger.state(tx, name)
 
     def _count(self, name: str, state: str) -> int:
         query = "SELECT coalesce(sum(n), 0) FROM tally WHERE rollout = :name AND state = :state"
@@ -252,7 +272,8 @@ class _Run:
         with app.database.reading() as tx:
             return not ledger.waiting(tx) and ledger.wanted(tx) == fleet.generations
 
-    def _until(self, what: str, done: Callable[[], bool], within_s: float) -> None:
+    def _until(self, what: str, done: Callable[[], bool]) -> None:
+        within_s = self._wish.patience_s
         give_up = time.monotonic() + within_s
         while not self._asked(done):
             if time.monotonic() > give_up:
@@ -278,7 +299,7 @@ class _Run:
         def watch() -> None:
             while not stop.wait(2 * LOOK_S):
                 with suppress(Exception):  # the database is away, or has just gone
-                    self._glimpses += ledger.glimpse(self._cast.app, list(self._rules))
+                    self._glimpses += ledger.glimpse(self._cast.app, list(self._rules)[-LATELY:])
 
         thread = threading.Thread(target=watch, name="glimpse", daemon=True)
         thread.start()
