@@ -15,7 +15,8 @@ from control_plane.domain.rollout import TERMINAL, WITHDRAWN, moves_forward
 from control_plane.services.scope import Scope
 from control_plane.store import benches, progress
 from control_plane.store.benches import Trial
-from control_plane.store.progress import Change, Part, Step
+from control_plane.store.database import Transaction
+from control_plane.store.progress import Change, Line, Part, Step
 
 Report = tuple[DeviceId, Event | Bench]
 
@@ -44,7 +45,7 @@ def apply(
         runs: what `running` returned, once the devices that run another bundle now were locked.
     """
     parts = progress.locked(scope.tx, {report.execution for _, report in reports})
-    batch = _Batch(parts, dict(running(scope, reports) if runs is None else runs))
+    batch = _Batch(scope.tx, parts, dict(running(scope, reports) if runs is None else runs))
     changed = 0
     for device, report in reports:
         part = batch.part(device, report)
@@ -86,6 +87,7 @@ class _Moving:
 class _Batch:
     """What a batch finds, and what it will change."""
 
+    tx: Transaction
     parts: Mapping[str, Part]
     running: dict[DeviceId, str]
     moving: dict[str, _Moving] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class _Batch:
             return _mark_reverted(now)
         if now.state in TERMINAL:
             if event.state in _FACTS:
-                self._runs(now, event)
+                self._ran(now, event)
             return False
         if not _counts(now, event):
             return False
@@ -137,13 +139,35 @@ class _Batch:
 
     def _runs(self, now: _Moving, event: Event) -> None:
         device = now.part.device
-        if not event.digest or self.running.get(device) == event.digest:
+        if event.digest and self.running.get(device) != event.digest:
+            why = event.reason.value or event.state.value.lower()
+            self._line(device, event.digest, now.part.id, why)
+
+    def _ran(self, now: _Moving, event: Event) -> None:
+        """Note what a device did in a part that had ended; by now it may run another's bundle.
+
+        Reports of two parts may overtake each other, and the last line says what runs now.
+        """
+        device, part = now.part.device, now.part.id
+        told = any((one["part"], one["digest"]) == (part, event.digest) for one in self.lines)
+        if not event.digest or told or progress.noted(self.tx, device, part, event.digest):
             return
-        self.running[device] = event.digest
-        why = event.reason.value or event.state.value.lower()
-        self.lines.append(
-            {"device": device, "digest": event.digest, "part": now.part.id, "why": why}
-        )
+        last = self._last_line(device)
+        self._runs(now, event)
+        if last is not None and last.generation > event.generation:
+            self._line(device, last.digest, last.part, last.why)
+
+    def _last_line(self, device: DeviceId) -> Line | None:
+        mine = [one for one in self.lines if one["device"] == device]
+        if not mine:
+            return progress.newest_line(self.tx, device)
+        last = mine[-1]
+        return Line(last["digest"], last["part"], last["why"], self.parts[last["part"]].generation)
+
+    def _line(self, device: DeviceId, digest: str, part: str, why: str) -> None:
+        if self.running.get(device) != digest:
+            self.running[device] = digest
+            self.lines.append({"device": device, "digest": digest, "part": part, "why": why})
 
 
 def _mark_reverted(now: _Moving) -> bool:

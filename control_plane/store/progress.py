@@ -127,6 +127,27 @@ def note_running(tx: Transaction, now: datetime, lines: Sequence[Mapping[str, An
         tx.execute(_ran(tx.dialect.name), {"rows": as_records(lines), "at": now})
 
 
+class Line(NamedTuple):
+    """A line of a device's history, and the order under which it came to be; 0 for none."""
+
+    digest: str
+    part: str
+    why: str
+    generation: int
+
+
+def newest_line(tx: Transaction, device: DeviceId) -> Line | None:
+    """Return what a device's history says last of what it runs."""
+    row = tx.execute(_NEWEST_LINE, {"device": device}).first()
+    return None if row is None else Line(*row)
+
+
+def noted(tx: Transaction, device: DeviceId, part: str, digest: str) -> bool:
+    """Return whether a device's history says that it ran a bundle in a part."""
+    asked = {"device": device, "part": part, "digest": digest}
+    return tx.execute(_NOTED, asked).first() is not None
+
+
 # --- the statements ---------------------------------------------------------------------------
 # Each reads its batch from one JSON value (`bulk.records`); built once for a database.
 
@@ -169,6 +190,17 @@ def _running(dialect: str) -> TextClause:
         " WHERE h.device_id = rows.device AND h.kind = 'active' ORDER BY h.id DESC LIMIT 1)"
         f" FROM {wanted}"
     )
+
+
+_NEWEST_LINE = text(
+    "SELECT h.digest, h.execution_id, h.why, coalesce(e.generation, 0) FROM device_history h"
+    " LEFT JOIN execution e ON e.id = h.execution_id"
+    " WHERE h.device_id = :device AND h.kind = 'active' ORDER BY h.id DESC LIMIT 1"
+)
+_NOTED = text(
+    "SELECT 1 FROM device_history WHERE device_id = :device AND kind = 'active'"
+    " AND execution_id = :part AND digest = :digest LIMIT 1"
+)
 
 
 @cache

@@ -143,6 +143,8 @@ class Evidence:
     heard: Sequence[Heard] = ()
     applied: Mapping[str, int] = field(default_factory=dict)
     """The newest generation that each device has carried out."""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    """The digest of what each device runs."""
 
     seen: frozenset[SaidKey] = frozenset()
     parts: Mapping[str, Part] = field(default_factory=dict)

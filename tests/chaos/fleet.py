@@ -20,6 +20,8 @@ from control_plane.local.fleet_simulator.run import Voucher
 from control_plane.local.fleet_simulator.simulation import Part, Simulation
 from control_plane.local.fleet_simulator.states import Device, Standing
 from control_plane.local.fleet_simulator.tallies import Tallies
+from control_plane.local.fleet_simulator.turn import digest_of as digest_of_bundle
+from control_plane.local.fleet_simulator.turn import running
 from control_plane.services import enrollment
 from tests.chaos.evidence import Heard, Said, SaidKey
 from tests.support import seed_bundles
@@ -159,6 +161,12 @@ class ChaosFleet:
         """The order that each device has carried out."""
         pairs = zip(self.simulation.parts, self.simulation.states, strict=True)
         return {part.traits.name: state.standing.generation for part, state in pairs}
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The digest of what each device runs."""
+        pairs = zip(self.simulation.parts, self.simulation.states, strict=True)
+        return {part.traits.name: digest_of_bundle(running(state)) for part, state in pairs}
 
     def sent(self) -> tuple[int, int]:
         """Return how many reports left, and how many of those had left before."""

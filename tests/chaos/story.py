@@ -318,6 +318,7 @@ class _Run:
             acked=frozenset(witness.acked),
             heard=witness.heard,
             applied=fleet.generations,
+            runs=fleet.runs,
             glimpses=self._glimpses,
             **ledger.rows(self._cast.app),
         )

@@ -56,6 +56,36 @@ def test_what_a_device_did_after_it_was_given_up_is_kept(fleet: Fleet) -> None:
     assert _history(fleet, device) == [("1.1.0", "soaked")]
 
 
+def _overtaken(fleet: Fleet) -> tuple[str, str, str]:
+    """Let a device soak 1.1.0 when 1.2.0 takes it over, which it runs after it has confirmed."""
+    older = fleet.start("1.1.0", waves=[{"name": "all", "percent": 100}])
+    device = fleet.in_state(older, E.OFFERED)[0]
+    fleet.report(older, device, E.SOAKING, digest=fleet.parts(older)[device].digest)
+    fleet.later(1)
+    fleet.add_version("1.2.0")
+    newer = fleet.start("1.2.0", waves=[{"name": "all", "percent": 100}])
+    return older, newer, device
+
+
+def test_a_confirmation_that_a_newer_update_overtakes_is_no_change(fleet: Fleet) -> None:
+    older, newer, device = _overtaken(fleet)
+    was, now = fleet.parts(older)[device].digest, fleet.parts(newer)[device].digest
+    fleet.report(newer, device, E.SOAKING, digest=now)
+    fleet.report(older, device, E.SUCCEEDED, digest=was, reason=Reason.SOAKED)
+    fleet.report(newer, device, E.SUCCEEDED, digest=now, reason=Reason.SOAKED)
+    assert _history(fleet, device) == [("1.1.0", "soaking"), ("1.2.0", "soaking")]
+
+
+def test_a_change_that_is_told_too_late_is_not_what_runs_now(fleet: Fleet) -> None:
+    older, newer, device = _overtaken(fleet)
+    part = fleet.parts(older)[device]
+    fleet.report(newer, device, E.SUCCEEDED, digest=fleet.parts(newer)[device].digest)
+    old = digest_of("1.0.0", part.blueprint)
+    fleet.report(older, device, E.ROLLED_BACK, digest=old, reason=Reason.SOAK_UNHEALTHY)
+    told = [version for version, _ in _history(fleet, device)]
+    assert told == ["1.1.0", "1.2.0", "1.0.0", "1.2.0"], "it is told, and then what runs again"
+
+
 def test_a_report_for_another_devices_part_or_none_changes_nothing(fleet: Fleet) -> None:
     name = fleet.start("1.1.0")
     device, other = fleet.in_state(name, E.OFFERED)[:2]

@@ -127,6 +127,7 @@ class Book:
             acked=seen,
             heard=self.heard,
             applied=dict(self.generations),
+            runs={line.device: line.digest for line in self.history},
             seen=seen,
             parts=self.parts,
             tallies=Counter((p.rollout, p.wave, p.blueprint, p.state) for p in self.parts.values()),

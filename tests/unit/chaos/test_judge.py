@@ -97,8 +97,27 @@ def a_change_that_is_noted_twice() -> Evidence:
 
 @breaks("devices_changed_once", "doubled: ")
 def a_change_that_comes_back() -> Evidence:
-    again = [Ran("d0", OLD, f"{GOOD}/d0"), Ran("d0", DIGEST, f"{GOOD}/d0")]
-    return with_story(lambda made: made.history.extend(again))
+    def overtaken(made: Book) -> None:
+        made.say(f"{BAD}/d0", "SOAKING", "newer")
+        newer = Ran("d0", "newer", f"{BAD}/d0")
+        made.history += [newer, Ran("d0", DIGEST, f"{GOOD}/d0"), newer]
+
+    return with_story(overtaken)
+
+
+def test_a_change_told_late_may_stand_behind_the_newer_one() -> None:
+    def told_late(made: Book) -> None:
+        made.say(f"{BAD}/d0", "SOAKING", "newer")
+        newer = Ran("d0", "newer", f"{BAD}/d0")
+        made.history += [newer, Ran("d0", OLD, f"{BAD}/d0"), newer]
+
+    assert judge(with_story(told_late)) == []
+
+
+@breaks("devices_changed_once", "lost: ")
+def a_change_that_is_told_too_late() -> Evidence:
+    whole = book().evidence()
+    return replace(whole, runs={**whole.runs, "d0": "newer"})
 
 
 @breaks("devices_changed_once", "doubled: ")
