@@ -89,17 +89,25 @@ class Cast:
         if name in self.services:
             self.services[name].kill()
         else:
-            self._signal(name, signal.SIGKILL)
+            role = self._role(name)
+            with suppress(ProcessLookupError):
+                os.kill(role.pid, signal.SIGKILL)
+            while role.alive:
+                time.sleep(0.001)  # it is not our child, to wait for
 
-    def freeze(self, name: str, seconds: float) -> None:
-        """Stop one with SIGSTOP, and let it go on as if nothing had happened."""
-        if name in self.services:
-            with self.services[name].frozen():
-                time.sleep(seconds)
-            return
-        self._signal(name, signal.SIGSTOP)
-        time.sleep(seconds)
-        self._signal(name, signal.SIGCONT)
+    def freeze(self, name: str) -> int:
+        """Stop one with SIGSTOP; return what `thaw` takes."""
+        service = self.services.get(name)
+        pid = self._role(name).pid if service is None else service.pid
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    @staticmethod
+    def thaw(pid: int) -> None:
+        """Let one go on as if nothing had happened, if it was not killed meanwhile."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
     def revive(self) -> None:
         """Start whatever does not run."""
@@ -134,12 +142,8 @@ class Cast:
         role.log.write_text("")
         role.pid = self.nursery.fork(role.words, role.env, role.log, self.plant)
 
-    def _signal(self, name: str, how: signal.Signals) -> None:
-        role = next(role for role in self.roles if role.name == name)
-        with suppress(ProcessLookupError):
-            os.kill(role.pid, how)
-        while how is signal.SIGKILL and role.alive:
-            time.sleep(0.001)  # it is not our child, to wait for
+    def _role(self, name: str) -> Role:
+        return next(role for role in self.roles if role.name == name)
 
 
 @contextmanager

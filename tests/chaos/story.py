@@ -121,7 +121,7 @@ class _Run:
                 self._cast,
                 f"{wish.seed}/{number}",
                 wish.kills - outcome.killed,
-                every_kind=number == 0,
+                first=number == 0,
             )
             try:
                 with self._watching():
