@@ -226,16 +226,13 @@ def the_pace_holds(evidence: Evidence) -> Iterator[str]:
 
 
 def the_rate_holds(evidence: Evidence) -> Iterator[str]:
-    """No more offers than a minute's, counted from the first offer of each minute."""
-    for name in evidence.rules:
-        offers = sorted(e.offered_at for e in _offers(evidence) if e.rollout == name)
-        began, n = -math.inf, 0
-        for at in offers:
-            if at >= began + MINUTE_S:
-                began, n = at, 0
-            n += 1
-            if n > _rules(evidence, name).per_minute:
-                yield f"pace: {n} offers of {name} within a minute"
+    """No more offers than a minute's in any sixty seconds."""
+    for name, rules in evidence.rules.items():
+        offers = sorted(one.offered_at for one in _offers(evidence) if one.rollout == name)
+        for first, last in zip(offers, offers[rules.per_minute :], strict=False):
+            if last - first < MINUTE_S:
+                n = rules.per_minute + 1
+                yield f"pace: {n} offers of {name} in {last - first:.1f} s"
                 break
 
 
