@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from control_plane.domain.errors import ConflictError, FlotillaError
+from control_plane.domain.rollout import IN_FLIGHT
 from control_plane.services import rollout_document, rollouts
 from control_plane.services.scope import Scope
 from control_plane.store.database import is_outage
@@ -155,14 +156,22 @@ class _Run:
         small = {"max_in_flight": devices // 6, "per_minute": 100 * devices}
         everybody = [{"name": "all", "percent": 100}]
         self._begin(bad, f"2.{number}.1", RELEASES * number + 12, waves=everybody, pace=small)
-        self._reach(bad, killer, {"HALTED"})
+        self._halt(bad, killer)
         if number % 3 == 1:
             self._do(rollouts.resume, bad, {"RUNNING", "HALTED"})
-            self._reach(bad, killer, {"HALTED"})
+            self._halt(bad, killer)
         self._do(rollouts.revert, bad, {"REVERTING", "REVERTED"})
         self._reach(bad, killer, {"REVERTED"})
         self._until("each kind was killed", lambda: not killer.owes)
         killer.stop()
+
+    def _halt(self, name: str, killer: Killer) -> None:
+        """Wait until a gate has tripped, and whoever was under way has come to an end."""
+        self._reach(name, killer, {"HALTED"})
+        flying = [state.value for state in IN_FLIGHT]
+        self._until(
+            f"nobody of {name} is under way", lambda: not sum(self._count(name, s) for s in flying)
+        )
 
     def _overtake(self, number: int, killer: Killer) -> None:
         """Let a newer rollout take the devices that an older one has not finished with."""
