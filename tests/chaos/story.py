@@ -145,7 +145,7 @@ class _Run:
         devices = self._wish.devices
         slow = {"pace": {"max_in_flight": devices // 3, "per_minute": devices * 2 // 3}}
         self._begin(
-            good, f"2.{number}.0", RELEASES * number + 10, **slow if number % 5 == 2 else {}
+            good, f"2.{number}.0", RELEASES * number + 10, **slow if number % 8 == 6 else {}
         )
         if number % 2:
             self._interrupt(good)
