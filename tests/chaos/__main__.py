@@ -51,7 +51,7 @@ def summarize(outcome: Outcome) -> None:
     tell(
         f"  {outcome.rounds} rounds, {outcome.offers} offers, {outcome.reports} reports counted;"
         f" {outcome.sent} sent, {outcome.replays} of them replays; {outcome.acknowledged} heard"
-        " to be acknowledged"
+        f" to be acknowledged; {outcome.looks} looks meanwhile"
     )
     for promise in ("lost", "doubled"):
         n = sum(line.startswith(promise) for line in outcome.broken)

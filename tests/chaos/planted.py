@@ -17,7 +17,6 @@ from control_plane.domain.rollout import RolloutState
 from control_plane.gateway import inbox
 from control_plane.gateway.inbox import Inbox
 from control_plane.gateway.outage import transaction
-from control_plane.services import reports
 from control_plane.services.incoming import read_all
 from control_plane.store import executions, leases, outbox, tallies
 from control_plane.store import reports as report_store
@@ -152,11 +151,6 @@ def a_halt_lets_offers_through() -> AbstractContextManager[None]:
     return _instead((rollout_machine, "_watch", watch))
 
 
-def nobody_answers_a_hello() -> AbstractContextManager[None]:
-    """Whoever missed an order, because the broker forgot it, is not sent it again."""
-    return _instead((reports, "_send_again", lambda *_: None))
-
-
 def the_relay_forgets_what_it_takes() -> AbstractContextManager[None]:
     """A row leaves the outbox when it is taken, not when the broker has it."""
     real = outbox.lease
@@ -178,7 +172,6 @@ PLANTED: dict[str, Fault] = {
         tallies_in_a_transaction_of_their_own,
         ticks_take_no_locks,
         a_halt_lets_offers_through,
-        nobody_answers_a_hello,
         the_relay_forgets_what_it_takes,
     )
 }

@@ -72,6 +72,8 @@ class Outcome:
     replays: int = 0
     acknowledged: int = 0
     offers: int = 0
+    looks: int = 0
+    """How often counts were compared with rows while everything went on."""
     seconds: float = 0.0
     broken: list[str] = field(default_factory=list)
 
@@ -307,8 +309,15 @@ class _Run:
 
         def watch() -> None:
             while not stop.wait(2 * LOOK_S):
-                with suppress(Exception):  # the database is away, or has just gone
-                    self._glimpses += ledger.glimpse(self._cast.app, list(self._rules)[-LATELY:])
+                try:
+                    wrong = ledger.glimpse(self._cast.app, list(self._rules)[-LATELY:])
+                except Exception as error:
+                    if not is_outage(error):
+                        self._glimpses.append(f"the judge could not look: {error}")
+                        raise
+                else:
+                    self._glimpses += wrong
+                    self._outcome.looks += 1
 
         thread = threading.Thread(target=watch, name="glimpse", daemon=True)
         thread.start()

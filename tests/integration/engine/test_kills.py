@@ -19,4 +19,5 @@ def test_kills_lose_nothing_double_nothing_and_let_nothing_through(database: str
     assert outcome.broken == []
     assert set(outcome.kills) == set(KINDS), "each of them was killed"
     assert outcome.replays > outcome.reports // 5, "and a fifth of all reports came again"
+    assert outcome.looks > 0, "counts were compared with rows meanwhile, too"
     assert outcome.offers >= DEVICES + 1, "all were offered the good one, somebody the bad one"
