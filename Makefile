@@ -16,6 +16,7 @@ OFF ?=
 KILLS ?= 1000
 DB ?= both
 PLANT ?=
+ROUND ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test bench simulate chaos lint fmt pins clean
@@ -41,7 +42,8 @@ simulate: $(VENV)/.stamp-dev  ## Simulate all of it under faults: SEEDS=100000, 
 
 chaos: $(VENV)/.stamp-dev  ## Kill real processes at random: KILLS=1000 SEED=n DB=sqlite|postgresql|both
 	@$(BIN)/python -m tests.support.ensure
-	@$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(or $(SEED),1) --db $(DB) --plant '$(PLANT)'
+	@$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(or $(SEED),1) --db $(DB) --plant '$(PLANT)' \
+	  $(if $(ROUND),--first $(ROUND) --rounds 1)
 
 lint: $(VENV)/.stamp-dev  ## Check format, lint, types and import laws
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from agent.protocol.words import ExecutionState, Reason, Verdict
 from control_plane.domain import gates
 from control_plane.domain.device import DeviceId
 from control_plane.domain.gates import Measured
-from control_plane.domain.rollout import TERMINAL, WITHDRAWN, moves_forward
+from control_plane.domain.rollout import STEPS, TERMINAL, WITHDRAWN, moves_forward
 from control_plane.services.scope import Scope
 from control_plane.store import benches, progress
 from control_plane.store.benches import Trial
@@ -19,6 +19,8 @@ from control_plane.store.database import Transaction
 from control_plane.store.progress import Change, Line, Part, Step
 
 Report = tuple[DeviceId, Event | Bench]
+
+_BEFORE_IT_RUNS = frozenset(STEPS) - {ExecutionState.SOAKING}
 
 # What a device has done stays true even where its order has been taken back since.
 _FACTS = frozenset(
@@ -45,7 +47,8 @@ def apply(
         runs: what `running` returned, once the devices that run another bundle now were locked.
     """
     parts = progress.locked(scope.tx, {report.execution for _, report in reports})
-    batch = _Batch(scope.tx, parts, dict(running(scope, reports) if runs is None else runs))
+    again = reports if runs is None else [one for one in reports if _left(parts, *one)]
+    batch = _Batch(scope.tx, parts, {**(runs or {}), **running(scope, again)})
     changed = 0
     for device, report in reports:
         part = batch.part(device, report)
@@ -67,6 +70,17 @@ def running(scope: Scope, reports: Iterable[Report]) -> dict[DeviceId, str]:
     """Return what the histories of these devices say they run, where reports speak of that."""
     devices = {device for device, report in reports if isinstance(report, Event) and report.digest}
     return progress.running(scope.tx, devices)
+
+
+def _left(parts: Mapping[str, Part], _: DeviceId, report: Event | Bench) -> bool:
+    """Return whether a device may say that it runs the candidate no more.
+
+    That it ran it, another gateway may have noted while we waited for the rollout.
+    """
+    part = parts.get(report.execution)
+    if part is None or not isinstance(report, Event) or part.state in _BEFORE_IT_RUNS:
+        return False
+    return report.digest not in ("", part.digest)
 
 
 _NEEDLESS = {gates.ALREADY_RUNNING: Measured(n=1)}
@@ -144,7 +158,7 @@ class _Batch:
             self._line(device, event.digest, now.part.id, why)
 
     def _ran(self, now: _Moving, event: Event) -> None:
-        """Note what a device did in a part that had ended; by now it may run another's bundle.
+        """Note what a device did in a part that had ended; by now it may run something else.
 
         Reports of two parts may overtake each other, and the last line says what runs now.
         """
@@ -154,7 +168,9 @@ class _Batch:
             return
         last = self._last_line(device)
         self._runs(now, event)
-        if last is not None and last.generation > event.generation:
+        if last is None:
+            return
+        if last.generation > event.generation or (now.reverted and last.part == part):
             self._line(device, last.digest, last.part, last.why)
 
     def _last_line(self, device: DeviceId) -> Line | None:

@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--db", choices=(*DATABASES, "both"), default="both")
     parser.add_argument("--devices", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=400, help="at most, on each database")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first round")
     parser.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds")
     parser.add_argument("--plant", default="", choices=("", *planted.NAMES))
     asked = parser.parse_args()
@@ -29,6 +30,7 @@ def main() -> int:
             devices=asked.devices,
             kills=-(-asked.kills // len(databases)),
             rounds=asked.rounds,
+            first=asked.first,
             patience_s=asked.patience,
             plant=asked.plant,
         )
@@ -59,7 +61,9 @@ def summarize(outcome: Outcome) -> None:
     for line in outcome.broken[:20]:
         tell(f"  BROKEN {line}")
     if outcome.broken:
-        tell(f"  again: make chaos DB={wish.database} SEED={wish.seed} KILLS={wish.kills}")
+        again = f"DB={wish.database} SEED={wish.seed} KILLS={wish.kills}"
+        last = wish.first + outcome.rounds - 1
+        tell(f"  again: make chaos {again}; that round alone: ROUND={last} KILLS=40")
 
 
 def tell(line: str) -> None:

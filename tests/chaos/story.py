@@ -42,6 +42,7 @@ class Wish:
         devices: each with its own connection, all reporting at once.
         kills: at least so many; rounds go on until then.
         rounds: at most so many.
+        first: the number of the first one, to live through one of them again.
         shares: of the devices that have it at the end of each wave after the canary, in percent.
         patience_s: what does not come in this time does not come.
         plant: a planted fault (planted.py); empty for none.
@@ -52,6 +53,7 @@ class Wish:
     devices: int = 64
     kills: int = 100
     rounds: int = 400
+    first: int = 0
     shares: tuple[int, ...] = (50, 100)
     patience_s: float = PATIENCE_S
     plant: str = ""
@@ -118,13 +120,13 @@ class _Run:
         wish, outcome = self._wish, self._outcome
         self._until("the fleet is connected", self._connected)
         while outcome.rounds < wish.rounds and outcome.killed < wish.kills and not outcome.broken:
-            number = outcome.rounds
+            number = wish.first + outcome.rounds
             began = time.monotonic()
             killer = Killer(
                 self._cast,
                 f"{wish.seed}/{number}",
                 wish.kills - outcome.killed,
-                first=number == 0,
+                first=outcome.rounds == 0,
             )
             try:
                 with self._watching():

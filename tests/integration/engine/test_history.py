@@ -86,6 +86,40 @@ def test_a_change_that_is_told_too_late_is_not_what_runs_now(fleet: Fleet) -> No
     assert told == ["1.1.0", "1.2.0", "1.0.0", "1.2.0"], "it is told, and then what runs again"
 
 
+def test_a_return_that_another_gateway_applies_meanwhile_ends_the_history(fleet: Fleet) -> None:
+    name = fleet.start("1.1.0")
+    device = fleet.in_state(name, E.OFFERED)[0]
+    part = fleet.parts(name)[device]
+    old = digest_of("1.0.0", part.blueprint)
+    fleet.report(name, device, E.BENCHMARKING, digest=old)
+    fleet.report(name, device, E.SOAKING, digest=part.digest)
+    back = Event(
+        boot=1, seq=99, generation=part.generation, execution=part.id, state=E.ROLLED_BACK,
+        reason=Reason.SOAK_UNHEALTHY, digest=old,
+    )  # fmt: skip
+    with fleet.scope() as scope:
+        # What it had read before it waited for the rollout: SOAKING was not committed yet.
+        executions.apply(scope, [(DeviceId(device), back)], {DeviceId(device): old})
+    assert [version for version, _ in _history(fleet, device)] == ["1.0.0", "1.1.0", "1.0.0"]
+
+
+def test_a_success_that_is_told_after_the_return_is_not_what_runs_now(fleet: Fleet) -> None:
+    name = fleet.start("1.1.0")
+    device = fleet.in_state(name, E.OFFERED)[0]
+    digest = fleet.parts(name)[device].digest
+    fleet.report(name, device, E.ACTIVATING)
+    fleet.do("revert", name)
+    order = fleet.order(device)
+    assert order.bundle is not None
+    fleet.report(
+        name, device, E.ROLLED_BACK, digest=order.bundle.digest, reason=Reason.REVERTED,
+        generation=order.generation,
+    )  # fmt: skip
+    fleet.report(name, device, E.SUCCEEDED, digest=digest, reason=Reason.SOAKED)
+    told = [version for version, _ in _history(fleet, device)]
+    assert told == ["1.0.0", "1.1.0", "1.0.0"], "it is told, and then what runs again"
+
+
 def test_a_report_for_another_devices_part_or_none_changes_nothing(fleet: Fleet) -> None:
     name = fleet.start("1.1.0")
     device, other = fleet.in_state(name, E.OFFERED)[:2]
