@@ -47,7 +47,7 @@ def apply(
         runs: what `running` returned, once the devices that run another bundle now were locked.
     """
     parts = progress.locked(scope.tx, {report.execution for _, report in reports})
-    again = reports if runs is None else [one for one in reports if _left(parts, *one)]
+    again = reports if runs is None else [one for one in reports if _left(parts, one[1])]
     batch = _Batch(scope.tx, parts, {**(runs or {}), **running(scope, again)})
     changed = 0
     for device, report in reports:
@@ -72,7 +72,7 @@ def running(scope: Scope, reports: Iterable[Report]) -> dict[DeviceId, str]:
     return progress.running(scope.tx, devices)
 
 
-def _left(parts: Mapping[str, Part], _: DeviceId, report: Event | Bench) -> bool:
+def _left(parts: Mapping[str, Part], report: Event | Bench) -> bool:
     """Return whether a device may say that it runs the candidate no more.
 
     That it ran it, another gateway may have noted while we waited for the rollout.
