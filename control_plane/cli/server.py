@@ -44,9 +44,10 @@ def gateway() -> None:
     """Carry orders to the broker, reports to the database, and events to webhooks."""
     with _application("gateway") as application, _stopping() as stop:
         from control_plane.gateway.courier import Courier
-        from control_plane.gateway.main import run_gateway
+        from control_plane.gateway.main import collect_rarely, run_gateway
 
         with Courier(application.open(), stop):
+            collect_rarely()
             run_gateway(application, stop)
 
 

@@ -4,6 +4,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from select import POLLIN, POLLOUT, poll
 from typing import NamedTuple
 
 import paho.mqtt.client as mqtt
@@ -11,12 +12,14 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from control_plane.gateway.wire import WireSocket
 from control_plane.observability import logger
 
 KEEPALIVE_S = 60
 CONNECT_S = 5.0
 # paho scans what is in flight at every PUBACK: beyond this it costs more than it wins.
 IN_FLIGHT = 100
+MOST_READ = 250
 
 log = logger(__name__)
 
@@ -81,6 +84,7 @@ class Link:
         self._client: mqtt.Client | None = None
         self._refusal = ""
         self._ready = False
+        self._heard = 0
 
     def open(self) -> None:
         """Connect and subscribe; `LinkError` says why not."""
@@ -101,9 +105,22 @@ class Link:
                 raise LinkError(f"broker {self.address}: {why}")
 
     def pump(self, timeout: float) -> bool:
-        """Read and write for up to `timeout` seconds; False when the connection is lost."""
+        """Write, and read what comes within `timeout` seconds; False when the connection is lost.
+
+        Waits for the first message only, and reads no more than `MOST_READ`.
+        """
         client = self._client
-        return client is not None and client.loop(timeout) == MQTTErrorCode.MQTT_ERR_SUCCESS
+        if client is None or not self._write(client):
+            return False
+        if self._wait(client, timeout):
+            enough = self._heard + MOST_READ
+            heard = -1
+            while heard < self._heard < enough:
+                heard = self._heard
+                # One packet; while orders are in flight, as many as those.
+                if client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                    return False
+        return client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def pump_writes(self) -> bool:
         """Write and keep alive without reading; False when the connection is lost.
@@ -111,11 +128,9 @@ class Link:
         Unread messages stay with the broker: its window does not protect us, our reading does.
         """
         client = self._client
-        if client is None:
-            return False
-        written = client.loop_write() if client.want_write() else MQTTErrorCode.MQTT_ERR_SUCCESS
         return (
-            written == MQTTErrorCode.MQTT_ERR_SUCCESS
+            client is not None
+            and self._write(client)
             and client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS
         )
 
@@ -131,10 +146,12 @@ class Link:
 
     def acknowledge(self, messages: Iterable[Publish]) -> None:
         """Tell the broker that messages, received on this connection, are done with."""
-        if self._client is not None:
+        client = self._client
+        if client is not None:
             for message in messages:
                 if message.mid:
-                    self._client.ack(message.mid, 1)
+                    client.ack(message.mid, 1)
+            self._write(client)
 
     def close(self) -> None:
         """Disconnect; the session, with what is unacknowledged, stays with the broker."""
@@ -143,6 +160,33 @@ class Link:
             # Else a goodbye would call back into whoever uses us.
             client.on_disconnect = client.on_message = client.on_publish = None
             client.disconnect()
+            client.loop_write()
+
+    def _write(self, client: mqtt.Client) -> bool:
+        """Send what waits, as far as the broker takes it; False when the connection is lost."""
+        try:
+            # It would be told of each QoS 0 message that this writes, at the cost of another one.
+            client.on_publish = None
+            if client.want_write() and client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return False
+            socket = client.socket()
+            if isinstance(socket, WireSocket):
+                socket.flush()
+        except OSError:
+            return False
+        finally:
+            client.on_publish = self._published
+        return True
+
+    def _wait(self, client: mqtt.Client, timeout: float) -> bool:
+        """Wait until there is something to read, or room for what is left to write."""
+        socket = client.socket()
+        if socket is None or (isinstance(socket, WireSocket) and socket.pending()):
+            return True
+        unsent = client.want_write() or (isinstance(socket, WireSocket) and socket.unsent)
+        ready = poll()
+        ready.register(socket, POLLIN | POLLOUT if unsent else POLLIN)
+        return any(event & ~POLLOUT for _, event in ready.poll(timeout * 1000))
 
     def _new_client(self) -> mqtt.Client:
         client = mqtt.Client(
@@ -158,6 +202,8 @@ class Link:
             client.username_pw_set(self.address.username, self.address.password)
         if self.address.tls is not None:
             client.tls_set_context(self.address.tls)
+        # With it the client leaves writing to us: many packets at once.
+        client.on_socket_register_write = _register_write
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
         client.on_message = self._received
@@ -172,6 +218,7 @@ class Link:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        self._heard += 1
         if reason.is_failure:
             self._refusal = f"refused: {reason}"
         else:
@@ -190,6 +237,7 @@ class Link:
         self._ready = True
 
     def _received(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        self._heard += 1
         # Its `topic` would decode, and raise inside the client for what is not UTF-8.
         mid = message.mid if message.qos else 0
         self._on_message(Publish(message._topic, bytes(message.payload), mid, message.retain))  # noqa: SLF001
@@ -202,4 +250,9 @@ class Link:
         _reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        self._heard += 1
         self._on_published(mid)
+
+
+def _register_write(_client: mqtt.Client, _data: object, _socket: object) -> None:
+    """Do nothing: `pump` looks for itself."""

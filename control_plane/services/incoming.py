@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
@@ -54,8 +53,7 @@ class Incoming(NamedTuple):
     """The broker's memory, not a message of now."""
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A message that was read."""
 
     device: DeviceId

@@ -1,6 +1,5 @@
 """PURE: what a device's messages change in its row, whatever order they come in."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from agent.protocol.messages import Heartbeat, Hello, Presence, State
@@ -11,8 +10,7 @@ def after_hello(row: Reported, hello: Hello, blueprint: str | None, now: datetim
     """Return the row after a device connected; an earlier boot's hello is only old news."""
     if hello.boot < row.boot:
         return row
-    alive = replace(
-        row,
+    alive = row._replace(
         online=True,
         last_seen_at=now,
         agent_version=hello.agent[:32],
@@ -20,8 +18,7 @@ def after_hello(row: Reported, hello: Hello, blueprint: str | None, now: datetim
     )
     if hello.boot == row.boot and hello.generation < row.generation:
         return alive
-    return replace(
-        alive,
+    return alive._replace(
         boot=hello.boot,
         # Below every number that this boot can give: its first state document is newer.
         state_seq=row.state_seq if hello.boot == row.boot else -1,
@@ -40,20 +37,19 @@ def after_presence(row: Reported, presence: Presence, *, retained: bool, now: da
     if presence.connection < row.connection:
         return row
     if not presence.online:
-        return replace(row, online=False, connection=presence.connection)
+        return row._replace(online=False, connection=presence.connection)
     if not retained:
-        return replace(row, online=True, connection=presence.connection, last_seen_at=now)
+        return row._replace(online=True, connection=presence.connection, last_seen_at=now)
     known = presence.connection == row.connection
-    return row if known else replace(row, online=True, connection=presence.connection)
+    return row if known else row._replace(online=True, connection=presence.connection)
 
 
 def after_state(row: Reported, state: State, now: datetime) -> Reported:
     """Return the row after a state document, which applies only when newer."""
-    seen = replace(row, last_seen_at=now)
+    seen = row._replace(last_seen_at=now)
     if (state.boot, state.seq) <= (row.boot, row.state_seq):
         return seen
-    return replace(
-        seen,
+    return seen._replace(
         boot=state.boot,
         state_seq=state.seq,
         generation=state.generation,
@@ -64,15 +60,15 @@ def after_state(row: Reported, state: State, now: datetime) -> Reported:
 
 def after_heartbeat(row: Reported, beat: Heartbeat, now: datetime) -> Reported:
     """Return the row after a sign of life; one from before the newest state changes no digest."""
-    alive = replace(row, online=True, last_seen_at=now)
+    alive = row._replace(online=True, last_seen_at=now)
     if (beat.boot, beat.generation) < (row.boot, row.generation):
         return alive
-    return replace(alive, digest=beat.digest, healthy=beat.healthy)
+    return alive._replace(digest=beat.digest, healthy=beat.healthy)
 
 
 def seen(row: Reported, now: datetime) -> Reported:
     """Return the row after an event or a trial: a sign of life."""
-    return replace(row, last_seen_at=now)
+    return row._replace(last_seen_at=now)
 
 
 def is_stale(row: Reported, now: datetime, every: timedelta) -> bool:

@@ -44,13 +44,16 @@ def apply_batch(scope: Scope, incoming: Sequence[Incoming]) -> Applied:
     """
     refused: dict[str, int] = {}
     read = read_all(incoming, refused)
-    known = devices.read(scope.tx, {message.device for message in read})
-    runs = executions.running(scope, _reports(read))
-    contested = {message.device for message in read if _changes(scope, message, known, runs)}
+    told = _reports(read)
+    contested = {message.device for message in read if isinstance(message.body, _ROW)}
+    runs = executions.running(scope, (one for one in told if one[0] not in contested))
+    contested |= {device for device, report in told if _moves_history(device, report, runs)}
+    known = devices.read(scope.tx, {message.device for message in read} - contested)
+    contested |= {message.device for message in read if _beat_changes(scope, message, known)}
     held = devices.lock(scope.tx, contested)
-    known = {**known, **held}
+    known |= held
     accepted = _admit(read, known, refused)
-    runs |= executions.running(scope, (one for one in _reports(read) if one[0] in held))
+    runs |= executions.running(scope, (one for one in told if one[0] in held))
     acks, fresh = _claim(scope, accepted)
     executions.apply(scope, fresh, runs)
     _save(scope, accepted, known, held)
@@ -62,26 +65,23 @@ def _reports(read: Sequence[Message]) -> list[tuple[DeviceId, Event | Bench]]:
     return [(one.device, one.body) for one in read if isinstance(one.body, Event | Bench)]
 
 
-def _changes(
-    scope: Scope,
-    message: Message,
-    known: Mapping[str, KnownDevice],
-    runs: Mapping[DeviceId, str],
-) -> bool:
-    """Return whether a message may change its device's row or history, apart from last seen."""
+_ROW = (Hello, Presence, State)
+"""What may change a device's row, whatever the row says."""
+
+
+def _moves_history(device: DeviceId, report: Event | Bench, runs: Mapping[DeviceId, str]) -> bool:
+    """Return whether a report says that another bundle runs than the device's history does."""
+    return isinstance(report, Event) and report.digest not in ("", runs.get(device))
+
+
+def _beat_changes(scope: Scope, message: Message, known: Mapping[str, KnownDevice]) -> bool:
+    """Return whether a message is a heartbeat that says more than that the device is alive."""
     device = known.get(message.device)
-    match message.body:
-        case _ if device is None:
-            return False
-        case Event() as event:
-            return event.digest not in ("", runs.get(message.device))
-        case Bench():
-            return False
-        case Heartbeat() as beat:
-            row = device.reported
-            return reported.after_heartbeat(row, beat, scope.now) != reported.seen(row, scope.now)
-        case _:
-            return True
+    if device is None or not isinstance(message.body, Heartbeat):
+        return False
+    row = device.reported
+    after = reported.after_heartbeat(row, message.body, scope.now)
+    return after != reported.seen(row, scope.now)
 
 
 def forget(scope: Scope, *, limit: int = FORGET_LIMIT) -> int:
@@ -143,10 +143,21 @@ def _save(
         rows[message.device] = _after(scope, before, message, recognition)
         if message.hardware is not None:
             hardware[message.device] = message.hardware
-    devices.save_reported(scope.tx, known, rows)
+    written = {key: _settled(scope, known[key].reported, row) for key, row in rows.items()}
+    devices.save_reported(scope.tx, known, written)
     devices.save_hardware(scope.tx, hardware)
     joining.touched(scope.tx, hardware.keys(), scope.now)
     devices.touch(scope.tx, alive, scope.now)
+
+
+def _settled(scope: Scope, before: Reported, after: Reported) -> Reported:
+    """Return a row as it is written: when it was last seen follows an index, so only now and then.
+
+    What comes back from being offline was seen now.
+    """
+    if after.online != before.online or reported.is_stale(before, scope.now, _every(scope)):
+        return after
+    return after._replace(last_seen_at=before.last_seen_at)
 
 
 def _every(scope: Scope) -> timedelta:

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 
 from agent.protocol.words import ExecutionState
+from control_plane.store import standing
 from control_plane.store.bulk import chunks
 from control_plane.store.database import Transaction
 from control_plane.store.executions import ExecutionRow, columns, read_row
@@ -21,7 +22,7 @@ LIMIT = 1_000
 def _lapsed(name: str, closed_before: datetime) -> ColumnElement[bool]:
     return and_(
         execution.c.rollout == name,
-        execution.c.state.in_([state.value for state in MAY_WAIT]),
+        standing.among(MAY_WAIT),
         execution.c.closes_at <= closed_before,
     )
 

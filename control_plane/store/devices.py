@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, bindparam, delete, insert, or_, select, text, update
 
@@ -15,8 +15,7 @@ from control_plane.store.rollups import Counted
 from control_plane.store.schema import device, device_history, device_label
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(NamedTuple):
     """What a device's own messages change in its row, apart from its hardware."""
 
     online: bool
@@ -32,8 +31,7 @@ class Reported:
     blueprint: str | None
 
 
-@dataclass(frozen=True)
-class KnownDevice:
+class KnownDevice(NamedTuple):
     """A device's row as the inbox needs it."""
 
     id: DeviceId
@@ -239,7 +237,7 @@ def save_reported(
         known = before[device_id].reported
         if row == known:
             continue
-        if replace(known, online=row.online, last_seen_at=row.last_seen_at) == row:
+        if known._replace(online=row.online, last_seen_at=row.last_seen_at) == row:
             signs.setdefault((row.online, row.last_seen_at), []).append(device_id)
         else:
             changed[device_id] = row
@@ -262,7 +260,7 @@ def _save_changed(tx: Transaction, changed: Mapping[str, Reported]) -> None:
     if not changed:
         return
     if tx.dialect.name == "postgresql":
-        rows = [{"part": key, **vars(row)} for key, row in changed.items()]
+        rows = [{"part": key, **row._asdict()} for key, row in changed.items()]
         tx.execute(_SAVE_CHANGED, {"rows": as_records(rows)})
         return
     statement = (
@@ -273,7 +271,7 @@ def _save_changed(tx: Transaction, changed: Mapping[str, Reported]) -> None:
     tx.execute(
         statement,
         [
-            {"of": device_id, **{f"new_{key}": value for key, value in vars(row).items()}}
+            {"of": device_id, **{f"new_{key}": value for key, value in row._asdict().items()}}
             for device_id, row in changed.items()
         ],
     )

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from agent.protocol.words import ExecutionState
 from control_plane.domain.device import DeviceId
 from control_plane.domain.rollout import ENDED, IN_FLIGHT, STEPS
-from control_plane.store import history, overdue, tallies
+from control_plane.store import history, overdue, standing, tallies
 from control_plane.store.database import Transaction
 from control_plane.store.overdue import Overdue
 from control_plane.store.schema import (
@@ -172,7 +172,7 @@ def set_digest(tx: Transaction, name: str, blueprint: str, digest: str) -> None:
     statement = update(execution).where(
         execution.c.rollout == name,
         execution.c.blueprint == blueprint,
-        execution.c.state == ExecutionState.QUEUED.value,
+        standing.among([ExecutionState.QUEUED]),
     )
     tx.execute(statement.values(digest=digest))
 
@@ -215,7 +215,7 @@ def move(
     for state in sorted(before):
         statement = (
             update(execution)
-            .where(which, execution.c.state == state.value)
+            .where(which, standing.among([state]))
             .values(state=after.value, reason=reason, updated_at=now, **values)
             .returning(*_MOVED)
         )
@@ -265,7 +265,7 @@ def end_queued(
     tx: Transaction, now: datetime, name: str, which: ColumnElement[bool], step: "Step"
 ) -> None:
     """Move those in `which` that wait: one statement, however many."""
-    waiting = and_(execution.c.rollout == name, which, execution.c.state == step.before.value)
+    waiting = and_(execution.c.rollout == name, which, standing.among([step.before]))
     keys = (execution.c.wave, execution.c.blueprint)
     counts = tx.execute(select(*keys, func.count()).where(waiting).group_by(*keys)).all()
     before, after = step.before.value, step.after.value
@@ -328,7 +328,7 @@ def to_send_back(
         .join(desired, desired.c.device_id == execution.c.device_id)
         .where(
             among(ids),
-            execution.c.state.in_([state.value for state in states]),
+            standing.among(states),
             execution.c.previous != "",
             execution.c.previous != execution.c.digest,
             execution.c.revert_generation == 0,

@@ -5,10 +5,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, and_, exists, func, literal_column, or_, select, union_all, update
 
-from agent.protocol.words import ExecutionState
 from control_plane.domain.device import ACTIVE, DeviceFacts, DeviceId
 from control_plane.domain.selector import Selector
-from control_plane.store import filters
+from control_plane.store import filters, standing
 from control_plane.store.database import Transaction
 from control_plane.store.schema import device, execution, rollout
 
@@ -56,16 +55,16 @@ def pass_over(tx: Transaction, name: str, now: datetime) -> None:
 
 
 def next_position(tx: Transaction, name: str, wave: int) -> int:
-    """Return the position behind the last device of a wave: one look at the index a state."""
+    """Return the position behind the last device of a wave: one look at the index a standing."""
     last = [
         select(func.max(execution.c.position).label("at")).where(
             and_(
                 execution.c.rollout == name,
                 execution.c.wave == wave,
-                execution.c.state == state.value,
+                execution.c.standing == one,
             )
         )
-        for state in ExecutionState
+        for one in standing.ALL
     ]
     newest: Select[int | None] = select(func.max(literal_column("at"))).select_from(
         union_all(*last).subquery()

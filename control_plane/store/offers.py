@@ -1,6 +1,6 @@
 """Offers: who is next in the plan, and the rollouts that another one takes devices from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -10,7 +10,7 @@ from sqlalchemy import TextClause, and_, bindparam, or_, select, text
 from agent.protocol.words import ExecutionState
 from control_plane.domain.device import ACTIVE, DeviceId
 from control_plane.domain.rollout import IN_FLIGHT, STEPS
-from control_plane.store import executions, room
+from control_plane.store import executions, room, standing
 from control_plane.store.bulk import among, as_records, chunks, records
 from control_plane.store.database import Transaction
 from control_plane.store.room import Limits, Wave
@@ -41,7 +41,7 @@ def next_queued(
         theirs = and_(
             execution.c.rollout == wave.rollout,
             execution.c.wave == wave.wave,
-            execution.c.state == ExecutionState.QUEUED.value,
+            standing.among([ExecutionState.QUEUED]),
             execution.c.blueprint.not_in(sorted(wave.halted)),
         )
     else:
@@ -131,8 +131,8 @@ def supersede(
         theirs = and_(
             among(tx, execution.c.device_id, some),
             or_(
-                and_(execution.c.rollout.in_(older), execution.c.state.in_(_values(STEPS))),
-                and_(execution.c.rollout.in_(lower), execution.c.state.in_(_values(IN_FLIGHT))),
+                and_(execution.c.rollout.in_(older), standing.among(STEPS)),
+                and_(execution.c.rollout.in_(lower), standing.among(IN_FLIGHT)),
             ),
         )
         if tx.execute(select(execution.c.id).where(theirs).limit(1)).first() is not None:
@@ -142,7 +142,3 @@ def supersede(
             after = ExecutionState.SUPERSEDED
             moved += executions.move(tx, now, theirs, STEPS, after, reason="superseded")
     return moved
-
-
-def _values(states: Iterable[ExecutionState]) -> list[str]:
-    return [state.value for state in states]

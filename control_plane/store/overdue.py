@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 
 from agent.protocol.words import ExecutionState
 from control_plane.domain.rollout import IN_FLIGHT
+from control_plane.store import standing
 from control_plane.store.schema import device, execution
 
 E = ExecutionState
@@ -38,13 +39,13 @@ def condition(name: str, by: Overdue) -> ColumnElement[bool]:
     has passed.
     """
     in_step = [
-        and_(execution.c.state == step.value, _since(execution.c.updated_at, before))
+        and_(standing.among([step]), _since(execution.c.updated_at, before))
         for step, before in sorted(by.steps.items())
     ]
     return and_(
         execution.c.rollout == name,
         execution.c.wave.in_(range(by.waves)),
-        execution.c.state.in_([state.value for state in IN_FLIGHT]),
+        standing.among(IN_FLIGHT),
         or_(_since(execution.c.offered_at, by.offered_before), _silent(by), *in_step),
     )
 

@@ -33,6 +33,7 @@ from control_plane.store import idempotency as answers
 from control_plane.store.database import Transaction
 from control_plane.store.schema import (
     bench,
+    bench_metric,
     decision,
     device_history,
     execution,
@@ -69,8 +70,11 @@ def sweep(tx: Transaction, name: str, before: datetime, limit: int) -> Stretch:
     done = not old or len(found) < limit
     forgotten = 0
     if old:
-        between = and_(rule.id >= old[0], rule.id <= old[-1], rule.at < before)
-        forgotten = tx.execute(rule.forget().where(between, rule.may_go(before))).rowcount
+        gone = and_(rule.id >= old[0], rule.id <= old[-1], rule.at < before, rule.may_go(before))
+        if rule.parts is not None:
+            theirs = rule.parts.in_(select(rule.id).where(gone))
+            tx.execute(delete(rule.parts.table).where(theirs))
+        forgotten = tx.execute(rule.forget().where(gone)).rowcount
     _note(tx, name, 0 if done else old[-1])
     return Stretch(forgotten, done)
 
@@ -99,6 +103,8 @@ class _Rule:
     """Beyond being old."""
     without: dict[str, Any] | None = None
     """What is emptied instead of the row being deleted."""
+    parts: Column[Any] | None = None
+    """Names the row in another table, whose rows go with it."""
 
     @property
     def id(self) -> Column[Any]:
@@ -158,7 +164,7 @@ def _decision(before: datetime) -> ColumnElement[bool]:
 RULES: dict[str, _Rule] = {
     "execution_event": _Rule(execution_event, _event),
     "bench_series": _Rule(bench, _series, without={"blocks": {}}),
-    "bench": _Rule(bench, _trial),
+    "bench": _Rule(bench, _trial, parts=bench_metric.c.bench_id),
     "device_history": _Rule(device_history, _history),
     "decision": _Rule(decision, _decision),
 }

@@ -19,8 +19,8 @@ from sqlalchemy import (
 
 from agent.protocol.words import ExecutionState
 from control_plane.domain.rollout import ENDED, RolloutState
-from control_plane.domain.selector import Fields, Kind, Selector
-from control_plane.store import filters
+from control_plane.domain.selector import And, Compare, Fields, Kind, Not, Or, Selector, compares
+from control_plane.store import filters, standing
 from control_plane.store.database import Transaction
 from control_plane.store.executions import ExecutionRow, columns, read_row
 from control_plane.store.schema import (
@@ -172,8 +172,8 @@ def executions(
 ) -> list[ExecutionRow]:
     """Return executions in the order of the plan, after a key (wave, position).
 
-    A stretch of the index for each state, merged: a page costs the same wherever it begins, and
-    one of a rare state does not look for it among the others.
+    A stretch of the index for each standing, merged: a page costs the same wherever it begins, and
+    one of a rare standing does not look for it among the others.
     """
     named = {
         "device": execution.c.device_id,
@@ -185,15 +185,32 @@ def executions(
         mine = and_(mine, tuple_(*order) > tuple_(*map(literal, after)))
     stretches = [
         select(*columns())
-        .where(mine, execution.c.state == state.value)
+        .where(mine, execution.c.standing == one)
         .order_by(*order)
         .limit(limit)
         .subquery()
-        for state in ExecutionState
+        for one in sorted({standing.of(state) for state in _states(wanted)})
     ]
+    if not stretches:
+        return []
     merged = union_all(*(select(*one.c) for one in stretches)).subquery()
     query = select(*merged.c).order_by(merged.c.wave, merged.c.position).limit(limit)
     return [read_row(row) for row in tx.execute(query)]
+
+
+def _states(wanted: Selector) -> frozenset[ExecutionState]:
+    """Return the states in which an execution may match; only what names a state rules one out."""
+    match wanted:
+        case Compare("state"):
+            return frozenset(state for state in ExecutionState if compares(wanted, state.value))
+        case Not(Compare("state") as inner):
+            return frozenset(ExecutionState) - _states(inner)
+        case And(parts):
+            return frozenset.intersection(*map(_states, parts))
+        case Or(parts):
+            return frozenset.union(*map(_states, parts))
+        case _:
+            return frozenset(ExecutionState)
 
 
 # --- decisions --------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sqlalchemy import CTE, ColumnElement, FromClause, Select, and_, exists, fun
 
 from agent.protocol.words import ExecutionState
 from control_plane.domain.rollout import ENDED, STEPS, Budget, RolloutState
+from control_plane.store import standing
 from control_plane.store.database import Transaction
 from control_plane.store.schema import FLYING, device_label, execution, rollout
 
@@ -104,7 +105,7 @@ def _near(wave: Wave) -> CTE:
         .where(
             execution.c.rollout == wave.rollout,
             execution.c.wave == wave.wave,
-            execution.c.state == ExecutionState.QUEUED.value,
+            standing.among([ExecutionState.QUEUED]),
             execution.c.position >= wave.start,
             execution.c.blueprint.not_in(sorted(wave.halted)),
         )

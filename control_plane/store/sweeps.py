@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, literal, select, tuple_
 
 from agent.protocol.words import ExecutionState
+from control_plane.store import standing
 from control_plane.store.database import Transaction
 from control_plane.store.executions import Step, end_queued, of_blueprint
 from control_plane.store.schema import execution
@@ -25,10 +26,8 @@ def first(
     tx: Transaction, which: ColumnElement[bool], states: Collection[ExecutionState], n: int
 ) -> list[str]:
     """Return the first n executions in these states."""
-    order = (execution.c.state, execution.c.wave, execution.c.position)
-    mine = select(execution.c.id).where(
-        which, execution.c.state.in_(sorted(state.value for state in states))
-    )
+    order = (execution.c.standing, execution.c.wave, execution.c.position)
+    mine = select(execution.c.id).where(which, standing.among(states))
     return list(tx.execute(mine.order_by(*order).limit(n)).scalars())
 
 
@@ -45,7 +44,7 @@ def ran(
         select(*place, execution.c.id)
         .where(
             which,
-            execution.c.state == state.value,
+            standing.among([state]),
             tuple_(*place) > tuple_(*map(literal, after)),
         )
         .order_by(*place)
@@ -66,7 +65,7 @@ def cancel_queued(
         Whether there may be more.
     """
     order = (execution.c.wave, execution.c.position)
-    mine = and_(of_blueprint(name, blueprint), execution.c.state == ExecutionState.QUEUED.value)
+    mine = and_(of_blueprint(name, blueprint), standing.among([ExecutionState.QUEUED]))
     behind = select(*order).where(mine).order_by(*order).offset(most).limit(1)
     end = tx.execute(behind).one_or_none()
     which = mine if end is None else and_(mine, tuple_(*order) < tuple_(*map(literal, end)))

@@ -1,53 +1,62 @@
-"""Counts per rollout, wave, blueprint and state: changed only by whoever moves the rows."""
+"""Counts per rollout, wave, blueprint and state: changed only by whoever moves the rows.
+
+Whoever does holds the lock of the rollout, so nobody waits for one of these rows.
+"""
 
 from collections.abc import Mapping
 from functools import cache
 
-from sqlalchemy import bindparam, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import TextClause, func, select, text
 
 from agent.protocol.words import ExecutionState
+from control_plane.store.bulk import as_records, records
 from control_plane.store.database import Transaction
 from control_plane.store.schema import execution, tally
 
 Key = tuple[str, int, str, str]
 
 
-# Built once: these run for every report of every device.
-_DOWN = (
-    update(tally)
-    .where(
-        tally.c.rollout == bindparam("of_rollout"),
-        tally.c.wave == bindparam("of_wave"),
-        tally.c.blueprint == bindparam("of_blueprint"),
-        tally.c.state == bindparam("of_state"),
-    )
-    .values(n=tally.c.n - bindparam("by"))
-)
-
-
-@cache
-def _up(dialect: str) -> postgresql.Insert | sqlite.Insert:
-    insert: postgresql.Insert | sqlite.Insert
-    insert = postgresql.insert(tally) if dialect == "postgresql" else sqlite.insert(tally)
-    return insert.on_conflict_do_update(
-        index_elements=[tally.c.rollout, tally.c.wave, tally.c.blueprint, tally.c.state],
-        set_={"n": tally.c.n + insert.excluded.n},
-    )
-
-
 def count_down(tx: Transaction, counts: Mapping[Key, int]) -> None:
-    """Take rows that left a state out of its count; always in one order, against deadlocks."""
-    names = ("of_rollout", "of_wave", "of_blueprint", "of_state", "by")
-    for key, n in sorted(counts.items()):
-        tx.execute(_DOWN, dict(zip(names, (*key, n), strict=True)))
+    """Take rows that left a state out of its count."""
+    if counts:
+        tx.execute(_down(tx.dialect.name), {"rows": _rows(counts)})
 
 
 def count_up(tx: Transaction, counts: Mapping[Key, int]) -> None:
     """Add rows that entered a state to its count."""
+    if counts:
+        tx.execute(_up(tx.dialect.name), {"rows": _rows(counts)})
+
+
+def _rows(counts: Mapping[Key, int]) -> str:
     names = ("rollout", "wave", "blueprint", "state", "n")
-    for key, n in sorted(counts.items()):
-        tx.execute(_up(tx.dialect.name), dict(zip(names, (*key, n), strict=True)))
+    return as_records(
+        [dict(zip(names, (*key, n), strict=True)) for key, n in sorted(counts.items())]
+    )
+
+
+_COLUMNS = {
+    "rollout": "text", "wave": "integer", "blueprint": "text", "state": "text", "n": "integer",
+}  # fmt: skip
+
+
+@cache
+def _down(dialect: str) -> TextClause:
+    gone = records(dialect, "rows", **_COLUMNS)
+    same = " AND ".join(
+        f"tally.{key} = rows.{key}" for key in ("rollout", "wave", "blueprint", "state")
+    )
+    return text(f"UPDATE tally SET n = tally.n - rows.n FROM {gone} WHERE {same}")  # noqa: S608 - our own words
+
+
+@cache
+def _up(dialect: str) -> TextClause:
+    come = records(dialect, "rows", **_COLUMNS)
+    return text(
+        "INSERT INTO tally (rollout, wave, blueprint, state, n)"  # noqa: S608 - our own words
+        f" SELECT rollout, wave, blueprint, state, rows.n FROM {come} WHERE true"
+        " ON CONFLICT (rollout, wave, blueprint, state) DO UPDATE SET n = tally.n + excluded.n"
+    )
 
 
 def read(tx: Transaction, name: str) -> list[tuple[int, str, ExecutionState, int]]:

@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, and_, select
 
 from control_plane.domain.device import DeviceId
 from control_plane.domain.rollout import STEPS
-from control_plane.store import executions
+from control_plane.store import executions, standing
 from control_plane.store.database import Transaction
 from control_plane.store.schema import execution, rollout
 
@@ -15,7 +15,7 @@ def lock_rollouts_of_device(tx: Transaction, device_id: DeviceId) -> list[str]:
     """Lock every rollout in which a device has an open part; return their names."""
     query = select(execution.c.rollout).where(
         execution.c.device_id == device_id,
-        execution.c.state.in_([state.value for state in STEPS]),
+        standing.among(STEPS),
     )
     names = sorted(tx.execute(query).scalars())
     if names:

@@ -21,7 +21,7 @@ from agent.protocol.messages import Bench, Event, Metric, State
 from agent.protocol.words import ExecutionState, Reason, Verdict
 from control_plane.store import schema, tallies
 from tests.benchmarks.row import Row, row
-from tests.benchmarks.stage import Process, Stage, certify, now, stage
+from tests.benchmarks.stage import WAIT_S, Process, Stage, certify, now, stage
 from tests.integration.engine.conftest import Fleet, digest_of
 
 PER_BLUEPRINT = 700
@@ -157,6 +157,7 @@ def _write(folder: Path, name: str, story: Story) -> None:
 
 def _one_gateway(here: Stage, reporters: Process, total: int, reference: float) -> list[Row]:
     with here.gateway("flotilla-gateway"):
+        _orders_gone(here)
         before = here.cpu_s()
         done = reporters.ask("first ack")
         used = {part: after - before[part] for part, after in here.cpu_s().items()}
@@ -175,6 +176,7 @@ def _two_gateways(here: Stage, reporters: Process, story: Story) -> list[Row]:
     """A fifth of the reports comes twice, to two gateways that share the subscription."""
     total = sum(map(len, story.values()))
     with here.gateway("flotilla-gateway-1", "flotilla-gateway-2"):
+        _orders_gone(here)
         done = reporters.ask("second ack")
     lost, doubled = _check(here, "slm-1.2.0", 2 * total)
     return [
@@ -182,6 +184,19 @@ def _two_gateways(here: Stage, reporters: Process, story: Story) -> list[Row]:
         row("ingest_lost", lost, "reports", "<= 0"),
         row("ingest_doubled", doubled, "reports", "<= 0"),
     ]
+
+
+def _orders_gone(here: Stage) -> None:
+    """Wait until the broker has the rollout's orders: their way out is another number."""
+    give_up = time.monotonic() + WAIT_S
+    waiting = select(func.count()).select_from(schema.outbox)
+    while True:
+        with here.app.database.reading() as tx:
+            left = tx.execute(waiting).scalar_one()
+        if left == 0:
+            return
+        assert time.monotonic() < give_up, f"{left} orders have not left"
+        time.sleep(0.05)  # a table tells nobody that it shrinks
 
 
 def _check(here: Stage, name: str, said: int) -> tuple[int, int]:

@@ -29,9 +29,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 GATEWAY = """
 import threading, signal
 from control_plane.bootstrap import Application
-from control_plane.gateway.main import run_gateway
+from control_plane.gateway.main import collect_rarely, run_gateway
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
+collect_rarely()
 run_gateway(Application(), stop)
 """
 

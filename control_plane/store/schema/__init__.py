@@ -30,6 +30,7 @@ from control_plane.store.schema.models import (
 from control_plane.store.schema.people import api_token, audit, idempotency
 from control_plane.store.schema.rollouts import (
     FLYING,
+    FLYING_STANDING,
     approval,
     bench,
     bench_metric,
@@ -43,6 +44,7 @@ from control_plane.store.schema.rollouts import (
 
 __all__ = [
     "FLYING",
+    "FLYING_STANDING",
     "UtcDateTime",
     "api_token",
     "approval",

@@ -108,7 +108,7 @@ device_history = Table(
     "device_history",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True),
-    Column("device_id", ForeignKey("device.id", ondelete="CASCADE"), nullable=False),
+    Column("device_id", String(63), nullable=False),  # no foreign key: as in `execution`
     when("at"),
     Column("kind", String(32), nullable=False),  # active | state | enrolled | quarantined
     Column("digest", Digest, nullable=False, default=""),

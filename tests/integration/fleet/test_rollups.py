@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -44,8 +43,7 @@ def _report(
     known = devices.lock(tx, [name])
     if name not in known:
         return
-    row = replace(
-        known[name].reported,
+    row = known[name].reported._replace(
         online=online,
         healthy=healthy,
         digest=digest,

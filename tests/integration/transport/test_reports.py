@@ -112,6 +112,32 @@ def test_state_documents_out_of_order_leave_the_newest(app: Application) -> None
     assert _device(app).digest == sha("2/3")
 
 
+def test_when_a_device_was_last_seen_is_written_once_a_while_and_when_it_comes_back(
+    app: Application,
+) -> None:
+    enrol(app, "edge-1")
+    hello = _hello()
+    _apply(app, hello)
+    first = _device(app).last_seen_at
+    assert first is not None
+
+    def state(seq: int) -> Incoming:
+        return up("edge-1", "state", State(boot=1, seq=seq, generation=1, digest=sha(str(seq))))
+
+    every = timedelta(seconds=app.settings.last_seen_s)
+    _apply(app, state(1), later=every / 2)
+    assert (_device(app).digest, _device(app).last_seen_at) == (sha("1"), first)
+    _apply(app, state(2), later=2 * every)
+    second = _device(app).last_seen_at
+    assert second is not None
+    assert second > first
+    _apply(app, up("edge-1", "presence", Presence(online=False, connection=0)), later=2 * every)
+    _apply(app, hello, later=2 * every + timedelta(seconds=1))
+    third = _device(app).last_seen_at
+    assert third is not None
+    assert third > second
+
+
 def test_a_heartbeat_is_believed_about_what_runs_and_how_it_feels(app: Application) -> None:
     enrol(app, "edge-1")
     stored = bundle(app)

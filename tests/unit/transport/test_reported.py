@@ -1,6 +1,5 @@
 """What messages change in a device's row does not depend on their order."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 
@@ -105,7 +104,7 @@ def test_presence_in_any_order_leaves_what_the_newest_connection_said_last() -> 
 
 
 def test_a_retained_online_is_no_sign_of_life() -> None:
-    swept = replace(NEW, connection=7, last_seen_at=NOW, online=False)
+    swept = NEW._replace(connection=7, last_seen_at=NOW, online=False)
     word = Presence(online=True, connection=7)
     later = NOW + timedelta(days=1)
     assert reported.after_presence(swept, word, retained=True, now=later) == swept
