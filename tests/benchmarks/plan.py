@@ -161,14 +161,19 @@ def _on(server: services.PostgreSQL) -> Iterator[Fleet]:
     with tempfile.TemporaryDirectory() as folder:
         app = Application(Settings(data=Path(folder), database_url=server.url("fleet")))
         large = Fleet(app)
-        document = yaml.safe_load(Path("blueprints/x86-64-vnni.yaml").read_text(encoding="utf-8"))
-        with large.scope() as scope:
-            for name in KINDS:
-                named = {**document, "metadata": {"name": name}}
-                blueprints.apply(scope, blueprint_document.parse(named))
-        large.add_version("1.1.0", built=KINDS)
+        build_all(large)
         yield large
         app.close()
+
+
+def build_all(large: Fleet) -> None:
+    """Let a version have a bundle for each blueprint of the fleet."""
+    document = yaml.safe_load(Path("blueprints/x86-64-vnni.yaml").read_text(encoding="utf-8"))
+    with large.scope() as scope:
+        for name in KINDS:
+            named = {**document, "metadata": {"name": name}}
+            blueprints.apply(scope, blueprint_document.parse(named))
+    large.add_version("1.1.0", built=KINDS)
 
 
 def _cpu_s(server: services.PostgreSQL, act: Callable[[], object]) -> float:
