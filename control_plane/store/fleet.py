@@ -244,11 +244,16 @@ def _as_object(
     return func.json_group_object(key, value, type_=JSON)
 
 
+@cache
+def _names(dialect: str) -> Select[str, str, str]:
+    query = select(bundle.c.digest, bundle.c.model, bundle.c.version)
+    return query.where(among_bound(dialect, bundle.c.digest, "digests"))
+
+
 def _versions(tx: Transaction, running: Mapping[str, int]) -> dict[str, int]:
     known: dict[str, str] = {}
     for some in chunks(sorted(running)):
-        query = select(bundle.c.digest, bundle.c.model, bundle.c.version)
-        for digest, model, version in tx.execute(query.where(bundle.c.digest.in_(some))):
+        for digest, model, version in tx.execute(_names(tx.dialect.name), {"digests": some}):
             known[digest] = f"{model} {version}"
     found: Counter[str] = Counter()
     for digest, n in running.items():

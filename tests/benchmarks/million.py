@@ -20,8 +20,6 @@ DEVICES = 1_000_000
 SCRIPT = Path(__file__).with_name("million.sql")
 MIGRATIONS = Path("migrations/versions")
 KEPT = "flotilla-kept-fleet-"
-
-
 # What a small server of a fleet would have; the rest is as `services` has it.
 OPTIONS = (
     "shared_buffers=1GB",
@@ -32,11 +30,15 @@ OPTIONS = (
 )
 
 
+# Its log would be half of what is kept.
+MAKING = ("max_wal_size=512MB", "wal_level=minimal", "max_wal_senders=0")
+
+
 @contextmanager
 def fleet(devices: int = DEVICES) -> Iterator[services.PostgreSQL]:
     """Start a PostgreSQL whose database `fleet` holds this many devices.
 
-    The first of the day makes them and leaves its data under the temporary folder (2 GB for a
+    The first of the day makes them and leaves its data under the temporary folder (3 GB for a
     million); the others copy that.
     """
     server = services.postgresql(_kept(devices))
@@ -75,7 +77,7 @@ def _kept(devices: int) -> Path:
 
 def _made(devices: int) -> services.PostgreSQL:
     server = services.postgresql()
-    for option in OPTIONS:
+    for option in (*OPTIONS, *MAKING):
         server.argv += ["-c", option]
     try:
         server.start()
