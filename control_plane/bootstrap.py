@@ -33,7 +33,8 @@ class Application:
     def database(self) -> Database:
         if self.settings.database_url == "":
             self.settings.data.mkdir(parents=True, exist_ok=True)
-        return Database(self.settings.sqlalchemy_url)
+        settings = self.settings
+        return Database(settings.sqlalchemy_url, read_limit_s=settings.read_limit_s)
 
     @cached_property
     def keyring(self) -> Keyring:
@@ -51,8 +52,14 @@ class Application:
 
     @contextmanager
     def reading(self, actor: str) -> Iterator[Scope]:
-        """Open a scope that only reads."""
+        """Open a scope that only reads, and only for so long."""
         with self.database.reading() as tx:
+            yield Scope(tx, utc_now(), actor, self.keyring, self.blobs, self.settings, _new_id)
+
+    @contextmanager
+    def rehearsing(self, actor: str) -> Iterator[Scope]:
+        """Open a scope whose changes are taken back at its end."""
+        with self.database.rehearsing() as tx:
             yield Scope(tx, utc_now(), actor, self.keyring, self.blobs, self.settings, _new_id)
 
     def close(self) -> None:

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     history_memory_s: int = Field(
         default=730 * 86400, description="A line of a device's history; what it runs now stays."
     )
+    read_limit_s: float = Field(
+        default=5.0, description="The database ends what only reads and takes longer; 0: never."
+    )
     last_seen_s: float = Field(
         default=60.0,
         description="A device's signs of life are written at most this often; timeouts err by it.",

@@ -26,8 +26,8 @@ Cursor = Annotated[str, Query(max_length=500, description="`next` of the page be
 
 @dataclass(frozen=True)
 class _Pages:
-    limit: Limit = DEFAULT_LIMIT
-    cursor: Cursor = ""
+    limit: int
+    cursor: str
 
     @property
     def query(self) -> dict[str, Any]:
@@ -37,11 +37,24 @@ class _Pages:
 
 @dataclass(frozen=True)
 class _Listing(_Pages):
-    filter: Filter = ""
+    filter: str
 
 
-Paging = Annotated[_Pages, Depends(_Pages)]
-Listing = Annotated[_Listing, Depends(_Listing)]
+# Not for waiting: FastAPI would hand each plain function, and each class, to a thread of its own.
+async def _pages(limit: Limit = DEFAULT_LIMIT, cursor: Cursor = "") -> _Pages:
+    return _Pages(limit, cursor)
+
+
+async def _listing(
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = "",
+    filter: Filter = "",  # noqa: A002 - the query's name
+) -> _Listing:
+    return _Listing(limit, cursor, filter)
+
+
+Paging = Annotated[_Pages, Depends(_pages)]
+Listing = Annotated[_Listing, Depends(_listing)]
 
 
 class Call:
@@ -69,6 +82,11 @@ class Call:
     def read(self, work: Callable[[Scope], T]) -> T:
         """Run one reading use case."""
         with self.reading() as scope:
+            return work(scope)
+
+    def rehearse(self, work: Callable[[Scope], T]) -> T:
+        """Run one use case of which nothing stays."""
+        with self.application.rehearsing(self.actor) as scope:
             return work(scope)
 
     def show(self, work: Callable[[Scope], object]) -> Response:
@@ -128,11 +146,11 @@ async def _raw_body(request: Request) -> bytes:
     return await request.body()
 
 
-def _read_call(request: Request) -> Call:
+async def _read_call(request: Request) -> Call:
     return Call(request.app.state.application, request, request.state.actor)
 
 
-def _write_call(request: Request, body: Annotated[bytes, Depends(_raw_body)]) -> Call:
+async def _write_call(request: Request, body: Annotated[bytes, Depends(_raw_body)]) -> Call:
     return Call(request.app.state.application, request, request.state.actor, body)
 
 
@@ -146,7 +164,7 @@ def etag_of(value: object) -> dict[str, str]:
     return {"ETag": f'"{revision}"'} if isinstance(revision, int) else {}
 
 
-def _if_match(header: Annotated[str, Header(alias="If-Match")] = "") -> int | None:
+async def _if_match(header: Annotated[str, Header(alias="If-Match")] = "") -> int | None:
     text = header.strip().removeprefix("W/").strip('"')
     if text in ("", "*"):
         return None

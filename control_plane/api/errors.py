@@ -19,6 +19,7 @@ from control_plane.domain.errors import (
     InvalidError,
     NotFoundError,
     TooLargeError,
+    TooSlowError,
     UnauthenticatedError,
 )
 from control_plane.observability import logger
@@ -53,6 +54,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnauthenticatedError, 401),
     (ForbiddenError, 403),
     (TooLargeError, 413),
+    (TooSlowError, 503),
     (PreconditionFailedError, 412),
     (RangeNotSatisfiableError, 416),
     (ProtocolTooLargeError, 413),

@@ -40,7 +40,7 @@ def check(
 
     application = Application(settings())
     try:
-        with application.reading("check") as scope:
+        with application.rehearsing("check") as scope:
             wrong = inventory.check_counts(scope)
         for name, by in sorted(wrong.items()):
             print(f"{name}: {by:+d} devices by the rows")

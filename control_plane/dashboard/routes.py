@@ -26,6 +26,7 @@ from control_plane.domain.errors import (
     FlotillaError,
     InvalidError,
     NotFoundError,
+    TooSlowError,
 )
 from control_plane.services import rollouts
 from control_plane.services.rollout_views import RolloutView
@@ -89,6 +90,8 @@ class Renderer:
         title = f"There is no such {kind}"
         if isinstance(error, InvalidError):
             title = "This filter cannot be read" if error.field == "filter" else "Not shown"
+        if isinstance(error, TooSlowError):
+            title = "This took too long"
         return self.message(title, error, back, actor, where.filter)
 
     def message(
@@ -163,7 +166,7 @@ def _add_page(
         where = _where(request)
         try:
             return HTMLResponse(renderer.page(page, where, actor))
-        except (NotFoundError, InvalidError) as error:
+        except _REFUSALS as error:
             return HTMLResponse(renderer.refusal(page, where, actor, error), _status(error))
 
     def watch(request: Request, actor: Annotated[str, Depends(require_user)]) -> Response:
@@ -172,7 +175,7 @@ def _add_page(
             # What cannot be shown is refused before a stream begins: one that broke off at once
             # would be asked for again and again.
             renderer.fragment(page, where, actor)
-        except (NotFoundError, InvalidError) as error:
+        except _REFUSALS as error:
             return PlainTextResponse(error.message, _status(error))
         events = live.events(
             f"{path}?{where.name}&{where.query}",
@@ -186,7 +189,12 @@ def _add_page(
     routes.add_api_route(f"/live{path}", watch, methods=["GET"], name=f"live {path}")
 
 
+_REFUSALS = (NotFoundError, InvalidError, TooSlowError)
+
+
 def _status(error: FlotillaError) -> int:
+    if isinstance(error, TooSlowError):
+        return 503
     return 404 if isinstance(error, NotFoundError) else 422
 
 

@@ -9,7 +9,8 @@ FlotillaError
 ├── GoneError                it was there, and is not given out any more
 ├── UnauthenticatedError     nobody we know
 ├── ForbiddenError           known, but may not
-└── TooLargeError            over a limit
+├── TooLargeError            over a limit
+└── TooSlowError             a question that the database was not let go on with
 """
 
 
@@ -81,3 +82,9 @@ class TooLargeError(FlotillaError):
     """Over a limit; the message names it."""
 
     code = "too-large"
+
+
+class TooSlowError(FlotillaError):
+    """The answer took longer than the operator allows; the message says what is quick."""
+
+    code = "too-slow"

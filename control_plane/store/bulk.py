@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, String, Table, any_, literal
+from sqlalchemy import ColumnElement, String, Table, any_, bindparam, literal
 from sqlalchemy.dialects import postgresql, sqlite
 
 from control_plane.store.database import Transaction
@@ -26,6 +26,13 @@ def among(tx: Transaction, column: ColumnElement[str], keys: Sequence[str]) -> C
     if tx.dialect.name == "postgresql":
         return column == any_(literal(list(keys), postgresql.ARRAY(String)))
     return column.in_(keys)
+
+
+def among_bound(dialect: str, column: ColumnElement[str], name: str) -> ColumnElement[bool]:
+    """Return the condition that a column has one of the keys bound to `name` later."""
+    if dialect == "postgresql":
+        return column == any_(bindparam(name, type_=postgresql.ARRAY(String)))
+    return column.in_(bindparam(name, expanding=True))
 
 
 def insert_ignoring(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:

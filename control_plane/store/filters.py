@@ -59,6 +59,8 @@ _DEVICE_COLUMNS: Mapping[str, ColumnElement[Any]] = {
 }
 _OF_A_BUNDLE = frozenset({"model", "version"})
 
+_BUILDS = select(bundle.c.digest, bundle.c.model, bundle.c.version)
+
 Value = Scalar | tuple[Scalar, ...]
 """What a field is compared with; several: it equals one of them."""
 _Atom = Callable[[str, Operator, Any], ColumnElement[bool]]
@@ -83,7 +85,7 @@ def resolved(tx: Transaction, selector: Selector) -> Selector:
     """
     if not _names_versions(selector):
         return selector
-    builds = tx.execute(select(bundle.c.digest, bundle.c.model, bundle.c.version)).all()
+    builds = tx.execute(_BUILDS).all()
     return _resolved(selector, builds)
 
 

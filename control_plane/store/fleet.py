@@ -4,17 +4,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, literal, select
+from sqlalchemy import JSON, ColumnElement, Select, case, func, literal, select
 
 from control_plane.domain.device import HEALTHY, DeviceId
 from control_plane.domain.selector import All, Selector
-from control_plane.store import devices, filters, fleet_order, rollups
-from control_plane.store.bulk import among, chunks
+from control_plane.store import filters, fleet_order, rollups
+from control_plane.store.bulk import among_bound, chunks
 from control_plane.store.database import Transaction
 from control_plane.store.fleet_order import Order, Place, Stretch
-from control_plane.store.schema import bundle, desired, device, device_history, execution
+from control_plane.store.schema import (
+    bundle,
+    desired,
+    device,
+    device_history,
+    device_label,
+    execution,
+)
 
 # By another name: a filter's own look at `bundle` must not be taken for this one.
 _running = bundle.alias("running")
@@ -135,7 +143,7 @@ def _few(
 
 def one(tx: Transaction, device_id: str) -> DeviceView | None:
     """Return one device."""
-    found = _views(tx, _devices().where(device.c.id == device_id))
+    found = _of(tx, [device_id])
     return found[0] if found else None
 
 
@@ -178,52 +186,74 @@ def summary(tx: Transaction) -> FleetSummary:
     )
 
 
-def _devices() -> Select[Any]:
+@cache
+def _devices(dialect: str) -> Select[Any]:
+    """Return the statement for what is shown of the devices `ids`, built once."""
+    labels = select(_as_object(dialect, device_label.c.key, device_label.c.value))
+    labels = labels.where(device_label.c.device_id == device.c.id)
     return (
         select(
             device.c.id,
             device.c.state,
             device.c.blueprint,
+            labels.scalar_subquery(),
             device.c.hardware,
             device.c.agent_version,
             device.c.online,
             device.c.last_seen_at,
             device.c.enrolled_at,
             device.c.generation,
-            func.coalesce(desired.c.generation, 0).label("desired_generation"),
+            func.coalesce(desired.c.generation, 0),
             device.c.digest,
-            func.coalesce(_running.c.model, "").label("model"),
-            func.coalesce(_running.c.version, "").label("version"),
-            func.coalesce(_running.c.recipe, "").label("recipe"),
+            func.coalesce(_running.c.model, ""),
+            func.coalesce(_running.c.version, ""),
+            func.coalesce(_running.c.recipe, ""),
             device.c.last_known_good,
             device.c.healthy,
-            func.coalesce(execution.c.id, "").label("execution"),
-            func.coalesce(execution.c.state, "").label("execution_state"),
+            func.coalesce(execution.c.id, ""),
+            func.coalesce(execution.c.state, ""),
         )
         .select_from(device)
         .outerjoin(desired, desired.c.device_id == device.c.id)
         .outerjoin(_running, _running.c.digest == device.c.digest)
         .outerjoin(execution, execution.c.id == desired.c.execution_id)
+        .where(among_bound(dialect, device.c.id, "ids"))
     )
 
 
-def _views(tx: Transaction, query: Select[Any]) -> list[DeviceView]:
-    rows = tx.execute(query).all()
-    labels = devices.labels(tx, [row[0] for row in rows])
-    # By position: by name, half of the time of a page went into names. Labels are the fourth.
-    values: list[list[Any]] = [[*row[:3], labels.get(row[0], {}), *row[3:]] for row in rows]
-    return [DeviceView(*one) for one in values]
-
-
 def _of(tx: Transaction, ids: Sequence[str]) -> list[DeviceView]:
-    return _views(tx, _devices().where(among(tx, device.c.id, ids))) if ids else []
+    if not ids:
+        return []
+    rows = tx.execute(_devices(tx.dialect.name), {"ids": list(ids)}).all()
+    found: list[DeviceView] = []
+    for row in rows:
+        # By position: by name, half of the time of a page went into names.
+        values: list[Any] = [*row]
+        values[3] = dict(sorted((row[3] or {}).items()))
+        found.append(DeviceView(*values))
+    return found
+
+
+def _as_object(
+    dialect: str, key: ColumnElement[str], value: ColumnElement[str]
+) -> ColumnElement[Any]:
+    """Return the aggregate of keys and values to one object; null of none."""
+    if dialect == "postgresql":
+        return func.json_object_agg(key, value, type_=JSON)
+    # SQLite makes {} of none.
+    return func.json_group_object(key, value, type_=JSON)
+
+
+@cache
+def _names(dialect: str) -> Select[str, str, str]:
+    query = select(bundle.c.digest, bundle.c.model, bundle.c.version)
+    return query.where(among_bound(dialect, bundle.c.digest, "digests"))
 
 
 def _versions(tx: Transaction, running: Mapping[str, int]) -> dict[str, int]:
     known: dict[str, str] = {}
     for some in chunks(sorted(running)):
-        query = select(bundle.c.digest, bundle.c.model, bundle.c.version)
-        for digest, model, version in tx.execute(query.where(bundle.c.digest.in_(some))):
+        for digest, model, version in tx.execute(_names(tx.dialect.name), {"digests": some}):
             known[digest] = f"{model} {version}"
     found: Counter[str] = Counter()
     for digest, n in running.items():

@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, literal, select, true, tuple_
 
 from control_plane.domain import device as words
 from control_plane.domain.errors import InvalidError
@@ -30,9 +31,14 @@ class Stretch:
     """Devices that follow one another in one index."""
 
     key: Key
-    condition: ColumnElement[bool]
+    which: Callable[[], ColumnElement[bool]]
+    """Makes the condition: of many stretches a page needs one or two."""
     column: ColumnElement[Any] | None = None
     """What they are ordered by before their id; None: by id alone."""
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        return self.which()
 
 
 @dataclass(frozen=True)
@@ -134,35 +140,34 @@ def columns(stretch: Stretch, order: Order) -> list[ColumnElement[Any]]:
 
 
 def _by_name(_tx: Transaction) -> list[Stretch]:
-    return [Stretch([], true())]
+    return [Stretch([], true)]
 
 
 def _by_last_seen(_tx: Transaction) -> list[Stretch]:
-    seen = device.c.last_seen_at
-    return [Stretch([0], seen.is_(None)), Stretch([1], seen.is_not(None), seen)]
+    return _empty_first(device.c.last_seen_at)
 
 
 def _by_blueprint(_tx: Transaction) -> list[Stretch]:
-    name = device.c.blueprint
-    return [Stretch([0], name.is_(None)), Stretch([1], name.is_not(None), name)]
+    return _empty_first(device.c.blueprint)
+
+
+def _empty_first(column: ColumnElement[Any]) -> list[Stretch]:
+    there = partial(column.is_not, None)
+    return [Stretch([0], partial(column.is_, None)), Stretch([1], there, column)]
 
 
 def _by_health(_tx: Transaction) -> list[Stretch]:
-    return [Stretch([rank], is_health(word)) for rank, word in enumerate(words.HEALTH)]
+    return [Stretch([rank], partial(is_health, word)) for rank, word in enumerate(words.HEALTH)]
 
 
 def _by_version(tx: Transaction) -> list[Stretch]:
     """By model, then the order in which its versions came, then build; unknown builds first."""
-    running = _digests(tx)
-    known: dict[str, tuple[str, int]] = {}
-    query = select(bundle.c.digest, bundle.c.model, bundle.c.release)
-    for digest, model, release in tx.execute(query.where(bundle.c.digest.in_(running))):
-        known[digest] = (model, release)
-    keys = sorted([*known.get(digest, ("", 0)), digest] for digest in running)
-    return [Stretch(key, device.c.digest == key[-1]) for key in keys]
+    running = tx.execute(_RUNNING).all()
+    keys = sorted([model or "", release or 0, digest] for digest, model, release in running)
+    return [Stretch(key, partial(device.c.digest.__eq__, key[-1])) for key in keys]
 
 
-def _digests(tx: Transaction) -> list[str]:
+def _running() -> Select[str, str, int]:
     """Return what runs anywhere, jumping from one digest to the next in the index."""
     first = select(device.c.digest).order_by(device.c.digest).limit(1)
     found = select(first.scalar_subquery().label("digest")).cte("running", recursive=True)
@@ -173,9 +178,14 @@ def _digests(tx: Transaction) -> list[str]:
         .limit(1)
     )
     found = found.union_all(select(following.scalar_subquery()).where(found.c.digest.is_not(None)))
-    return list(tx.scalars(select(found.c.digest).where(found.c.digest.is_not(None))))
+    return (
+        select(found.c.digest, bundle.c.model, bundle.c.release)
+        .join_from(found, bundle, bundle.c.digest == found.c.digest, isouter=True)
+        .where(found.c.digest.is_not(None))
+    )
 
 
+_RUNNING = _running()
 ORDERS: dict[str, Callable[[Transaction], list[Stretch]]] = {
     NAME: _by_name,
     "last_seen": _by_last_seen,

@@ -124,10 +124,7 @@ def stage(
     tx.execute(insert(_site).from_select(["value", "mark"], select(sites.c.value, mark)))
     rows = _ordered(rollout, _matching(rollout, wanted, waves, now))
     tx.execute(insert(line).from_select([column.name for column in line.c], rows))
-    _bring_forward(tx)
-    fits_ = func.count().filter(line.c.why.is_(None))
-    matched, fitting = tx.execute(select(func.count(), fits_).select_from(line)).one()
-    return Staged(rollout, matched, fitting)
+    return Staged(rollout, *_counted(tx))
 
 
 def clear(tx: Transaction) -> None:
@@ -205,32 +202,42 @@ def _why() -> ColumnElement[str | None]:
 def _ordered(rollout: str, matching: Any) -> Any:
     """Return the rows of `plan_line`: the t-th of those that fit gets the t-th key."""
     mark = Bits(matching.c.digest, rules.DEVICE_BITS).label("mark")
-    matching = select(*matching.c, mark).offset(0).subquery()  # as above: worked out once
-    at = matching.c.number * literal(_BLUEPRINT, BigInteger)
-    at = at + matching.c.site_mark * literal(_SITE, BigInteger) + matching.c.mark
+    marked = select(*matching.c, mark).offset(0).subquery()  # as above: worked out once
+    at = marked.c.number * literal(_BLUEPRINT, BigInteger)
+    at = at + marked.c.site_mark * literal(_SITE, BigInteger) + marked.c.mark
     # One number to sort by: three columns cost four times as much. Misfits come last.
-    place = case((matching.c.why.is_(None), at), else_=literal(_LAST, BigInteger))
-    t = func.row_number().over(order_by=(place, Plain(matching.c.device_id)))
+    place = case((marked.c.why.is_(None), at), else_=literal(_LAST, BigInteger))
+    kept = [marked.c[name] for name in ("device_id", "blueprint", "site", "why", "sel", "mark")]
+    # No wider than what is stored, since all of it is sorted.
+    narrow = select(*kept, func.substr(marked.c.digest, 1, 32).label("id"), place.label("place"))
+    rows = narrow.offset(0).subquery()
+    t = func.row_number().over(order_by=(rows.c.place, Plain(rows.c.device_id)))
     turned = (t + literal(rules.start(rollout), BigInteger)) * literal(rules.GOLDEN, BigInteger)
     return select(
-        matching.c.device_id,
-        matching.c.blueprint,
-        matching.c.site,
-        func.substr(matching.c.digest, 1, 32),
-        matching.c.why,
-        matching.c.sel,
-        matching.c.mark,
+        rows.c.device_id,
+        rows.c.blueprint,
+        rows.c.site,
+        rows.c.id,
+        rows.c.why,
+        rows.c.sel,
+        rows.c.mark,
         turned % literal(rules.KEYS, BigInteger),
     )
 
 
-def _bring_forward(tx: Transaction) -> None:
-    """Put each blueprint's first device before anybody's second."""
-    firsts = select(func.min(line.c.key)).where(line.c.why.is_(None)).group_by(line.c.blueprint)
-    keys = list(tx.execute(firsts).scalars())
-    if keys:
-        moved = update(line).where(line.c.key.in_(keys), line.c.why.is_(None))
+def _counted(tx: Transaction) -> tuple[int, int]:
+    """Return how many match and how many of them fit.
+
+    In the same pass over the line: each blueprint's first device goes before anybody's second.
+    """
+    fits = line.c.why.is_(None)
+    numbers = (func.count(), func.count().filter(fits), func.min(line.c.key).filter(fits))
+    found = tx.execute(select(*numbers).group_by(line.c.blueprint)).all()
+    firsts = [row[2] for row in found if row[2] is not None]
+    if firsts:
+        moved = update(line).where(line.c.key.in_(firsts), fits)
         tx.execute(moved.values(key=line.c.key - rules.KEYS))
+    return sum(row[0] for row in found), sum(row[1] for row in found)
 
 
 def _named(rollout: str) -> ColumnElement[str]:

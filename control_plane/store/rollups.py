@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import (
     CompoundSelect,
     Select,
+    bindparam,
     case,
     delete,
     func,
@@ -88,16 +89,14 @@ def add(tx: Transaction, changed: Counts) -> None:
 def read(tx: Transaction) -> dict[str, dict[str, int]]:
     """Return the counts by facet and value, without sites, which may be many."""
     found: dict[str, dict[str, int]] = {}
-    for facet, value, n in tx.execute(_totals().where(_summed.c.facet != SITE)):
+    for facet, value, n in tx.execute(_READ):
         found.setdefault(facet, {})[value] = int(n)
     return found
 
 
 def sites(tx: Transaction, limit: int) -> dict[str, int]:
     """Return the counts of the largest sites."""
-    largest = _totals().where(_summed.c.facet == SITE)
-    largest = largest.order_by(func.sum(_summed.c.n).desc(), _summed.c.value).limit(limit)
-    return {value: int(n) for _, value, n in tx.execute(largest)}
+    return {value: int(n) for _, value, n in tx.execute(_SITES, {"most": limit})}
 
 
 def fold(tx: Transaction, limit: int) -> int:
@@ -167,6 +166,16 @@ def _totals() -> Select[str, str, int]:
     keys = (_summed.c.facet, _summed.c.value)
     total = func.sum(_summed.c.n)
     return select(*keys, total).group_by(*keys).having(total != 0)
+
+
+# Built once: every look at the fleet asks them.
+_READ = _totals().where(_summed.c.facet != SITE)
+_SITES = (
+    _totals()
+    .where(_summed.c.facet == SITE)
+    .order_by(func.sum(_summed.c.n).desc(), _summed.c.value)
+    .limit(bindparam("most"))
+)
 
 
 def _rows() -> CompoundSelect[str, str, int]:

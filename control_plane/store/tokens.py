@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 
 from control_plane.store.database import Transaction
 from control_plane.store.schema import api_token, enrollment_token
@@ -77,15 +77,18 @@ def add_api(
     )
 
 
+_NOW = bindparam("now", type_=api_token.c.expires_at.type)
+# Built once: every request asks it.
+_LIVE = select(api_token.c.name, api_token.c.secret_sha256).where(
+    api_token.c.id == bindparam("of"),
+    api_token.c.revoked_at.is_(None),
+    or_(api_token.c.expires_at.is_(None), api_token.c.expires_at > _NOW),
+)
+
+
 def live_api(tx: Transaction, token_id: str, now: datetime) -> tuple[str, str] | None:
     """Return (name, hash of the secret) of an API token that is neither expired nor revoked."""
-    row = tx.execute(
-        select(api_token.c.name, api_token.c.secret_sha256).where(
-            api_token.c.id == token_id,
-            api_token.c.revoked_at.is_(None),
-            or_(api_token.c.expires_at.is_(None), api_token.c.expires_at > now),
-        )
-    ).first()
+    row = tx.execute(_LIVE, {"of": token_id, "now": now}).first()
     return None if row is None else (row[0], row[1])
 
 

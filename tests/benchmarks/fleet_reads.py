@@ -41,6 +41,7 @@ ASKED = (
     ('version = "1.5.0" and online = true', "blueprint"),
     ('version != "1.4.0" and labels.ring = "ring-3"', "-last_seen"),
     ('health != "healthy" and blueprint = "bp-3"', "health"),
+    ('health != "healthy"', "-last_seen"),
     ('last_seen < ago("7d")', "name"),
     ('hardware.memory_mb >= 8192 and blueprint = "bp-4"', "-last_seen"),
 )

@@ -1,4 +1,5 @@
 -- A large fleet: devices with labels, hardware, versions and orders. ':devices' is how many.
+SELECT setseed(0.5);  -- the same fleet every time
 
 -- 12 blueprints, 5 versions of one model
 INSERT INTO build (id, model, version, blueprint, blueprint_digest, recipe, waiver, state, progress,

@@ -49,7 +49,7 @@ def list_rollouts(
 def plan_rollout(document: Document, call: Reading) -> PlanView:
     """Say which device would get it in which wave, and which cannot; nothing is stored."""
     wanted = rollout_document.parse(document)
-    return call.read(lambda scope: rollouts.plan(scope, wanted))
+    return call.rehearse(lambda scope: rollouts.plan(scope, wanted))
 
 
 @routes.get("/rollouts/{name}")

@@ -16,14 +16,15 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    not_,
 )
 
 from control_plane.store.schema.columns import BigId, Digest, Name, metadata, when
 
 
-def _rare(name: str, column: Column[Any], condition: ColumnElement[bool]) -> None:
+def _rare(name: str, condition: ColumnElement[bool], *columns: Column[Any]) -> None:
     """Index only the rows for which the condition holds."""
-    Index(name, column, postgresql_where=condition, sqlite_where=condition)
+    Index(name, *columns, postgresql_where=condition, sqlite_where=condition)
 
 
 enrollment_token = Table(
@@ -68,10 +69,13 @@ device = Table(
     Index(None, "facts_at"),
 )
 # The few that need a look, and those that may have fallen silent.
-_rare("ix_device_offline", device.c.id, ~device.c.online)
-_rare("ix_device_unhealthy", device.c.id, ~device.c.healthy)
-_rare("ix_device_inactive", device.c.id, device.c.state != "active")
-_rare("ix_device_online_seen", device.c.last_seen_at, device.c.online)
+_rare("ix_device_offline", ~device.c.online, device.c.id)
+_rare("ix_device_unhealthy", ~device.c.healthy, device.c.id)
+_rare("ix_device_inactive", device.c.state != "active", device.c.id)
+_rare("ix_device_online_seen", device.c.online, device.c.last_seen_at)
+# Those that are not well are the longest silent: in the order of the rest they come last.
+_well = (device.c.state == "active") & device.c.online & device.c.healthy
+_rare("ix_device_unwell", not_(_well), device.c.last_seen_at, device.c.id)
 
 device_label = Table(
     "device_label",

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from control_plane.api.middleware import MAX_BODY
-from tests.integration.api.support import enrol_with, request_of
+from control_plane.bootstrap import Application
+from control_plane.config import Settings
+from tests.integration.api.support import api_token, client_of, enrol_with, request_of
 
 
 def test_a_device_enrols_with_a_token_and_shows_in_the_list(both: TestClient) -> None:
@@ -161,3 +164,19 @@ def test_the_list_is_sorted_as_asked_and_the_fleet_comes_in_numbers(both: TestCl
     summary = both.get("/api/v1/devices:summary").json()
     assert (summary["total"], summary["by_health"]) == (3, {"offline": 3})
     assert summary["by_site"] == {"vie": 2, "fra": 1}
+
+
+@pytest.mark.parametrize("path", ["/api/v1/devices", "/devices", "/live/devices"])
+def test_a_list_that_takes_too_long_is_ended_and_says_what_is_quick(
+    postgres_url: str, tmp_path: Path, path: str
+) -> None:
+    app = Application(Settings(data=tmp_path, database_url=postgres_url, read_limit_s=0.3))
+    with client_of(app, api_token(app)) as client, app.scope("test") as holder:
+        # Whoever waits is slow too, and this wait has no end.
+        holder.tx.execute(text("LOCK TABLE device IN ACCESS EXCLUSIVE MODE"))
+        answer = client.get(path)
+    assert answer.status_code == 503
+    assert "ask for fewer" in answer.text
+    if path.startswith("/api/"):
+        assert answer.json()["code"] == "too-slow"
+    app.close()
