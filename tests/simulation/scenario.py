@@ -70,7 +70,6 @@ def draw(chance: Chance, *, storm: bool = False) -> Scenario:
         for fault, (low, high) in _RATES.items()
         if storm or story.random() < (0.65 if fault in _OFTEN else 0.35)
     }
-    rates["lease"] = 1.0 if story.random() < 0.2 else 0.0
     rates["sweep"] = 0.02
     chance.set_rates(rates)
     count = 2 + min(int(story.expovariate(1.0)), 4)
