@@ -56,7 +56,7 @@ def condition(name: str, by: Overdue) -> ColumnElement[bool]:
     return _condition(_Terms(name, waves, by.silent_before, by.offered_before, by.steps, by.now))
 
 
-def count(name: str, by: Overdue) -> tuple[Select[tuple[int]], dict[str, Any]]:
+def count(name: str, by: Overdue) -> tuple[Select[int], dict[str, Any]]:
     """Return the statement that counts those in `condition`, and its values."""
     values = {
         "of": name,
@@ -69,7 +69,7 @@ def count(name: str, by: Overdue) -> tuple[Select[tuple[int]], dict[str, Any]]:
 
 
 @cache
-def _count(steps: frozenset[ExecutionState], *, waits: bool) -> Select[tuple[int]]:
+def _count(steps: frozenset[ExecutionState], *, waits: bool) -> Select[int]:
     # Built once: this runs in every tick of every rollout.
     def time(name: str) -> Any:
         return bindparam(name, type_=execution.c.updated_at.type)
