@@ -9,6 +9,7 @@ from control_plane.gateway.outage import OutageError
 from control_plane.gateway.relay import Relay
 from control_plane.jobs import ticks
 from control_plane.services import presence, reports
+from tests.simulation import policy
 from tests.simulation.application import SimulatedApplication, is_drawn
 from tests.simulation.errors import KilledError
 from tests.simulation.world_parts import Surroundings
@@ -209,7 +210,10 @@ class Scheduler(Process):
     def _soon(self) -> None:
         self._turn += 1
         turn = self._turn
+        now = self.around.agenda.now
         pause = self._pause * self.around.chance.between("tick", 0.5, 2.0)
+        for window in self.around.openings:
+            pause = min(pause, policy.next_opening(window, now) - now + self.around.tempo / 4)
         self.later(pause, lambda: self._tick() if turn == self._turn else None)
 
     def _tick(self) -> None:
