@@ -6,7 +6,7 @@ Whoever does holds the lock of the rollout, so nobody waits for one of these row
 from collections.abc import Mapping
 from functools import cache
 
-from sqlalchemy import TextClause, func, select, text
+from sqlalchemy import TextClause, bindparam, func, select, text
 
 from agent.protocol.words import ExecutionState
 from control_plane.store.bulk import as_records, records
