@@ -248,7 +248,10 @@ def _give_way(view: View) -> Advance | None:
     if not _settled(groups) or not any(g.of(ExecutionState.SUPERSEDED) for g in groups):
         return None
     reason = "a newer rollout has taken over the devices that were left"
-    return replace(view.machine, state=S.ABORTED, reason=reason), (GiveWay(),)
+    ended = replace(view.machine, state=S.ABORTED, reason=reason)
+    if _settled(view.groups):
+        return ended, (GiveWay(),)
+    return ended, (GiveWay(), Withdraw(for_good=True))  # nobody goes on with halted blueprints
 
 
 def _succeed(m: Machine, evidence: tuple[Gate, ...]) -> Advance:

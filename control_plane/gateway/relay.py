@@ -79,6 +79,6 @@ class Relay:
     def _delete_confirmed(self) -> None:
         if self._confirmed:
             with transaction(self._app) as scope:
-                outbox.delete(scope.tx, self._confirmed)
+                outbox.delete(scope.tx, self._confirmed, self._owner)
             self.published += len(self._confirmed)
             self._confirmed = []

@@ -68,7 +68,7 @@ def due(scope: Scope) -> list[str]:
 def tick(
     scope: Scope, names: Collection[str] | None = None, *, steps: int = MAX_STEPS
 ) -> TickResult:
-    """Move rollouts, one step after another; one that fails does not hold up the others.
+    """Move rollouts, one step after another; of several, one that fails does not hold up others.
 
     Whoever ticks gives each rollout a transaction of its own (jobs/ticks.py). Any number may: a
     rollout at which another works is left to it.
@@ -88,9 +88,11 @@ def tick(
         executions.lock_for_tick(scope.tx, mine)
     decided = offered = 0
     going: list[str] = []
+    # One alone has the transaction to itself, and needs no savepoint.
+    take = _tick_one if names is not None and len(mine) == 1 else _try_one
     for name in mine:
         for _ in range(steps):
-            done = _try_one(scope, name)
+            done = take(scope, name)
             decided += done.decisions
             offered += done.offered
             if not done.changed:

@@ -4,10 +4,24 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from control_plane.store.database import Transaction
 from control_plane.store.schema import approval, rollout
+
+# Built once: every tick of a rollout that waits, or may, asks for these.
+_PEOPLE = (
+    select(approval.c.person)
+    .where(
+        approval.c.rollout == bindparam("of"),
+        approval.c.wave == bindparam("nr"),
+        approval.c.digest == bindparam("words"),
+    )
+    .order_by(approval.c.person)
+)
+_AUTHORS = select(rollout.c.created_by, rollout.c.edited_by).where(
+    rollout.c.name == bindparam("of")
+)
 
 
 @dataclass(frozen=True)
@@ -42,13 +56,10 @@ def add(tx: Transaction, now: datetime, given: Given) -> None:
 
 def people(tx: Transaction, name: str, wave: int, digest: str) -> list[str]:
     """Return who approved this wave as it stands, each once."""
-    query = select(approval.c.person).where(
-        approval.c.rollout == name, approval.c.wave == wave, approval.c.digest == digest
-    )
-    return list(tx.execute(query.order_by(approval.c.person)).scalars())
+    return list(tx.execute(_PEOPLE, {"of": name, "nr": wave, "words": digest}).scalars())
 
 
 def authors(tx: Transaction, name: str) -> Collection[str]:
     """Return who wrote the rollout: who created it, and who changed it last."""
-    query = select(rollout.c.created_by, rollout.c.edited_by).where(rollout.c.name == name)
-    return sorted({person for row in tx.execute(query) for person in row if person})
+    rows = tx.execute(_AUTHORS, {"of": name})
+    return sorted({person for row in rows for person in row if person})

@@ -27,6 +27,9 @@ _COLUMNS = {
 }
 
 
+_ADD = insert(audit)
+
+
 @dataclass(frozen=True)
 class AuditEntry:
     """One act."""
@@ -44,7 +47,7 @@ class AuditEntry:
 
 def add(tx: Transaction, entry: dict[str, Any]) -> None:
     """Store one act."""
-    tx.execute(insert(audit).values(**entry))
+    tx.execute(_ADD, entry)
 
 
 def newest(

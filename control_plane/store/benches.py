@@ -123,11 +123,18 @@ def count(tx: Transaction, added: Sequence[tuple[Part, Mapping[str, Measured]]])
         tx.execute(_count(tx.dialect.name), {"rows": as_records(rows)})
 
 
+# Built once: every tick of every rollout reads them.
+_TALLIES = (
+    select(bench_tally)
+    .where(bench_tally.c.rollout == bindparam("of"), bench_tally.c.n > 0)
+    .order_by(*bench_tally.primary_key.columns)
+)
+
+
 def tallies(tx: Transaction, name: str) -> dict[tuple[int, str], Summaries]:
     """Return the summaries by wave and blueprint."""
     found: dict[tuple[int, str], Summaries] = {}
-    query = select(bench_tally).where(bench_tally.c.rollout == name, bench_tally.c.n > 0)
-    for row in tx.execute(query.order_by(*bench_tally.primary_key.columns)):
+    for row in tx.execute(_TALLIES, {"of": name}):
         one = Measured(row.n, row.sum_log, row.sum_log2, row.sum_var, row.regressed)
         found.setdefault((row.wave, row.blueprint), {})[row.metric] = one
     return found

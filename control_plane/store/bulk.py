@@ -1,6 +1,7 @@
 """Statements over many rows: chunks of keys, inserts that skip what exists, rows as one value."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,15 +30,16 @@ def among(tx: Transaction, column: ColumnElement[str], keys: Sequence[str]) -> C
 
 
 def among_bound(dialect: str, column: ColumnElement[str], name: str) -> ColumnElement[bool]:
-    """Return the condition that a column has one of the keys bound to `name` later."""
+    """Return the condition of `among` for a statement that is built once: keys bound to `name`."""
     if dialect == "postgresql":
         return column == any_(bindparam(name, type_=postgresql.ARRAY(String)))
     return column.in_(bindparam(name, expanding=True))
 
 
-def insert_ignoring(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
+@cache
+def _ignoring(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that skips rows whose key is there already."""
-    if tx.dialect.name == "postgresql":
+    if dialect == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()
 
@@ -46,14 +48,15 @@ def insert_new(tx: Transaction, table: Table, rows: Sequence[Mapping[str, Any]])
     """Insert the rows whose keys are not there yet."""
     if rows:
         # A list makes the driver's executemany; multi-row VALUES costs ten times as much.
-        tx.execute(insert_ignoring(tx, table), list(rows))
+        tx.execute(_ignoring(tx.dialect.name, table), list(rows))
 
 
 def insert_one(tx: Transaction, table: Table, row: Mapping[str, Any]) -> bool:
     """Insert a row; False when its key is taken."""
     # psycopg's count of an INSERT is lost with its cursor unless it is asked for.
-    statement = insert_ignoring(tx, table).execution_options(preserve_rowcount=True)
-    return tx.execute(statement, dict(row)).rowcount == 1
+    counted = {"preserve_rowcount": True}
+    done = tx.execute(_ignoring(tx.dialect.name, table), dict(row), execution_options=counted)
+    return done.rowcount == 1
 
 
 def records(dialect: str, name: str, /, **columns: str) -> str:

@@ -3,13 +3,21 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, bindparam, delete, insert, or_, select, text, update
 
 from control_plane.domain.device import SITE_LABEL, DeviceId
 from control_plane.store import rollups
-from control_plane.store.bulk import among, as_records, chunks, insert_one, records
+from control_plane.store.bulk import (
+    among,
+    among_bound,
+    as_records,
+    chunks,
+    insert_one,
+    records,
+)
 from control_plane.store.database import Transaction
 from control_plane.store.rollups import Counted
 from control_plane.store.schema import device, device_history, device_label
@@ -204,8 +212,7 @@ def lock(tx: Transaction, ids: Collection[str]) -> dict[str, KnownDevice]:
     """
     found: dict[str, KnownDevice] = {}
     for some in chunks(sorted(set(ids))):
-        query = _known(tx, some).order_by(device.c.id).with_for_update(key_share=True)
-        found.update(_read(tx, query))
+        found.update(_read(tx, some, lock=True))
     return found
 
 
@@ -213,16 +220,23 @@ def read(tx: Transaction, ids: Collection[str]) -> dict[str, KnownDevice]:
     """Return the devices among `ids` as they are now."""
     found: dict[str, KnownDevice] = {}
     for some in chunks(sorted(set(ids))):
-        found.update(_read(tx, _known(tx, some)))
+        found.update(_read(tx, some))
     return found
 
 
-def _known(tx: Transaction, ids: Sequence[str]) -> Select[Any]:
-    return select(device.c.id, device.c.state, *_REPORTED).where(among(tx, device.c.id, ids))
+@cache
+def _known(dialect: str, *, lock: bool) -> Select[Any]:
+    # Built once: this runs for every batch of reports.
+    query = select(device.c.id, device.c.state, *_REPORTED)
+    query = query.where(among_bound(dialect, device.c.id, "ids"))
+    return query.order_by(device.c.id).with_for_update(key_share=True) if lock else query
 
 
-def _read(tx: Transaction, query: Select[Any]) -> Iterator[tuple[str, KnownDevice]]:
-    for device_id, state, *reported in tx.execute(query).all():
+def _read(
+    tx: Transaction, ids: Sequence[str], *, lock: bool = False
+) -> Iterator[tuple[str, KnownDevice]]:
+    query = _known(tx.dialect.name, lock=lock)
+    for device_id, state, *reported in tx.execute(query, {"ids": list(ids)}).all():
         yield device_id, KnownDevice(DeviceId(device_id), state, Reported(*reported))
 
 
@@ -263,13 +277,8 @@ def _save_changed(tx: Transaction, changed: Mapping[str, Reported]) -> None:
         rows = [{"part": key, **row._asdict()} for key, row in changed.items()]
         tx.execute(_SAVE_CHANGED, {"rows": as_records(rows)})
         return
-    statement = (
-        update(device)
-        .where(device.c.id == bindparam("of"))
-        .values({column.name: bindparam(f"new_{column.name}") for column in _REPORTED})
-    )
     tx.execute(
-        statement,
+        _CHANGED,
         [
             {"of": device_id, **{f"new_{key}": value for key, value in row._asdict().items()}}
             for device_id, row in changed.items()
@@ -277,6 +286,11 @@ def _save_changed(tx: Transaction, changed: Mapping[str, Reported]) -> None:
     )
 
 
+_CHANGED = (
+    update(device)
+    .where(device.c.id == bindparam("of"))
+    .values({column.name: bindparam(f"new_{column.name}") for column in _REPORTED})
+)
 _TYPES = {
     "online": "boolean", "connection": "bigint", "last_seen_at": "timestamptz", "boot": "bigint",
     "state_seq": "bigint", "generation": "bigint", "digest": "text", "last_known_good": "text",

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Row,
+    Select,
     and_,
     bindparam,
     func,
@@ -115,14 +117,23 @@ def lock_rollout(tx: Transaction, name: str) -> bool:
 
 def lock_rollouts(tx: Transaction, which: ColumnElement[bool]) -> None:
     """Wait for the locks of several rollouts, always in the same order."""
-    newest_first = (rollout.c.created_at.desc(), rollout.c.name.desc())
-    query = select(rollout.c.name).where(which).order_by(*newest_first)
-    tx.execute(query.with_for_update(key_share=True)).all()
+    tx.execute(_locking(which)).all()
 
 
 def lock_for_tick(tx: Transaction, names: Collection[str]) -> None:
     """Wait for the locks of all rollouts that have not ended, and of these in any case."""
-    lock_rollouts(tx, or_(unfinished(), rollout.c.name.in_(sorted(names))))
+    tx.execute(_lock_for_tick(), {"names": sorted(names)}).all()
+
+
+@cache
+def _lock_for_tick() -> Select[tuple[str]]:
+    return _locking(or_(unfinished(), rollout.c.name.in_(bindparam("names", expanding=True))))
+
+
+def _locking(which: ColumnElement[bool]) -> Select[tuple[str]]:
+    newest_first = (rollout.c.created_at.desc(), rollout.c.name.desc())
+    query = select(rollout.c.name).where(which).order_by(*newest_first)
+    return query.with_for_update(key_share=True)
 
 
 def unfinished() -> ColumnElement[bool]:
@@ -182,8 +193,7 @@ def set_digest(tx: Transaction, name: str, blueprint: str, digest: str) -> None:
 
 def count_overdue(tx: Transaction, name: str, by: Overdue) -> int:
     """Return how many in flight have given no sign since, or were offered before."""
-    condition = overdue.condition(name, by)
-    return int(tx.execute(select(func.count()).where(condition)).scalar_one())
+    return int(tx.execute(*overdue.count(name, by)).scalar_one())
 
 
 def count_to_return(tx: Transaction, name: str) -> int:

@@ -6,6 +6,7 @@ from sqlalchemy import BigInteger, ColumnElement, Text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import InternalTraversal
 
 
 class Hash(FunctionElement[str]):
@@ -19,7 +20,12 @@ class Bits(FunctionElement[int]):
     """The first bits of such a hash as a number; a multiple of four of them."""
 
     type = BigInteger()
-    inherit_cache = False  # the number of bits is written into the statement
+    inherit_cache = True
+    # The number of bits is written into the statement, and so belongs to what it is known by.
+    _traverse_internals = [  # noqa: RUF012 - SQLAlchemy's name and type
+        *FunctionElement._traverse_internals,  # noqa: SLF001 - as its documentation has it
+        ("bits", InternalTraversal.dp_plain_obj),
+    ]
 
     def __init__(self, digest: ColumnElement[str], bits: int) -> None:
         super().__init__(digest)

@@ -26,9 +26,22 @@ def touched(tx: Transaction, ids: Collection[str], now: datetime) -> None:
 def newcomers(
     tx: Transaction, name: str, wanted: Selector, now: datetime, blueprints: Collection[str]
 ) -> list[DeviceFacts]:
-    """Return the first devices that changed, match, have a bundle, and are not in the rollout."""
-    since = select(rollout.c.facts_seen_at, rollout.c.created_at).where(rollout.c.name == name)
-    seen_at, created_at = tx.execute(since).one()
+    """Return the first devices that changed, match, have a bundle, and are not in the rollout.
+
+    Nor have they been offered a newer rollout of no lower priority: that one has taken them over.
+    """
+    of = rollout.c
+    since = select(of.facts_seen_at, of.created_at, of.priority).where(of.name == name)
+    seen_at, created_at, priority = tx.execute(since).one()
+    # A newer one would have superseded us there, had the device been ours already.
+    newer = or_(of.created_at > created_at, and_(of.created_at == created_at, of.name > name))
+    taken = exists().where(
+        execution.c.device_id == device.c.id,
+        execution.c.offered_at.is_not(None),
+        execution.c.rollout == of.name,
+        newer,
+        of.priority >= priority,
+    )
     mine = exists().where(execution.c.rollout == name, execution.c.device_id == device.c.id)
     query = (
         select(device.c.id, device.c.state, device.c.blueprint, device.c.hardware)
@@ -38,6 +51,7 @@ def newcomers(
             device.c.blueprint.in_(sorted(blueprints)),
             filters.device_clause(wanted, now),
             ~mine,
+            ~taken,
         )
         .order_by(device.c.facts_at, device.c.id)
         .limit(LIMIT)

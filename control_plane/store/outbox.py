@@ -123,7 +123,7 @@ def lease(
         .returning(outbox.c.id, outbox.c.topic, outbox.c.payload, outbox.c.retain)
     )
     leased = sorted((Leased(*row) for row in taken), key=lambda message: message.id)
-    return _newest(tx, leased)
+    return _newest(tx, leased, owner)
 
 
 def _topic_held(now: datetime, owner: str) -> ColumnElement[bool]:
@@ -136,7 +136,7 @@ def _topic_held(now: datetime, owner: str) -> ColumnElement[bool]:
     )
 
 
-def _newest(tx: Transaction, leased: Sequence[Leased]) -> list[Leased]:
+def _newest(tx: Transaction, leased: Sequence[Leased], owner: str) -> list[Leased]:
     """Forget the messages that a newer one replaces, and return the others."""
     retained = sorted({message.topic for message in leased if message.retain})
     last: dict[str, int] = {}
@@ -146,15 +146,19 @@ def _newest(tx: Transaction, leased: Sequence[Leased]) -> list[Leased]:
         )
         last.update((row[0], row[1]) for row in tx.execute(newest.group_by(outbox.c.topic)))
     replaced = [m.id for m in leased if m.retain and m.id < last.get(m.topic, m.id)]
-    delete(tx, replaced)
+    delete(tx, replaced, owner)
     gone = set(replaced)
     return [message for message in leased if message.id not in gone]
 
 
-def delete(tx: Transaction, ids: Sequence[int]) -> None:
-    """Forget messages that the broker has."""
+def delete(tx: Transaction, ids: Sequence[int], owner: str) -> None:
+    """Forget messages that the broker has, as long as they are this owner's.
+
+    SQLite gives numbers out again: one that was deleted may be a newer message's by now.
+    """
     for some in chunks(ids):
-        tx.execute(delete_from(outbox).where(outbox.c.id.in_(some)))
+        mine = outbox.c.lease_owner == owner
+        tx.execute(delete_from(outbox).where(outbox.c.id.in_(some), mine))
 
 
 def release(tx: Transaction, owner: str) -> None:

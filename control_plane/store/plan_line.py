@@ -8,6 +8,7 @@ of them take about 400 MB of memory and disk while they stand here.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -15,11 +16,13 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Dialect,
     Integer,
     MetaData,
     String,
     Table,
     Text,
+    TextClause,
     and_,
     case,
     cast,
@@ -32,6 +35,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.schema import CreateTable
 
 from control_plane.domain import rollout_plan as rules
 from control_plane.domain.device import ACTIVE, SITE_LABEL
@@ -116,7 +120,8 @@ def stage(
     if tx.dialect.name == "postgresql":
         tx.execute(select(func.set_config("work_mem", WORK_MEM, True)))  # noqa: FBT003 - SQL's
         tx.execute(select(func.set_config("jit", "off", True)))  # noqa: FBT003 - SQL's
-    _temporary.create_all(tx, checkfirst=False)
+    for statement in _creating(tx.dialect):
+        tx.execute(statement)
     _write_fits(tx, fits)
     values = select(device_label.c.value).where(device_label.c.key == SITE_LABEL).distinct()
     sites = values.subquery()
@@ -134,6 +139,13 @@ def clear(tx: Transaction) -> None:
 
 
 # --- the statements ---------------------------------------------------------------------------
+
+
+@cache
+def _creating(dialect: Dialect) -> tuple[TextClause, ...]:
+    # Compiled once: SQLAlchemy would do so for every plan.
+    tables = _temporary.sorted_tables
+    return tuple(text(str(CreateTable(table).compile(dialect=dialect))) for table in tables)
 
 
 def _write_fits(tx: Transaction, fits: Mapping[str, tuple[str, BlueprintFit]]) -> None:

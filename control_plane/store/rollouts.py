@@ -3,11 +3,14 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     Select,
+    Update,
     and_,
+    bindparam,
     insert,
     literal,
     or_,
@@ -91,12 +94,42 @@ _COLUMNS = tuple(rollout.c[name] for name in RolloutRow.__dataclass_fields__)
 _DECISION = tuple(decision.c[name] for name in DecisionRow.__dataclass_fields__)
 
 
+# Built once: these run in every tick of every rollout.
+_FIND = select(*_COLUMNS).where(rollout.c.name == bindparam("of"))
+_LOCK = _FIND.with_for_update(key_share=True)
+_ACTIVE = (
+    select(rollout.c.name)
+    .where(
+        or_(
+            rollout.c.state.not_in([state.value for state in _AT_REST]),
+            rollout.c.pending != "",
+        )
+    )
+    .order_by(rollout.c.created_at.desc(), rollout.c.name.desc())
+)
+_ADD_DECISION = insert(decision)
+
+
+@cache
+def _save(names: tuple[str, ...], *, revised: bool) -> Update:
+    values = {name: bindparam(f"new_{name}", type_=rollout.c[name].type) for name in names}
+    more = {"revision": rollout.c.revision + 1} if revised else {}
+    return update(rollout).where(rollout.c.name == bindparam("of")).values({**values, **more})
+
+
+@cache
+def _decisions(*, before: bool, some: bool) -> Select[Any]:
+    query: Select[Any] = select(*_DECISION).where(decision.c.rollout == bindparam("of"))
+    if before:
+        query = query.where(decision.c.id < bindparam("before_id"))
+    if some:
+        query = query.where(decision.c.kind.in_(bindparam("kinds", expanding=True)))
+    return query.order_by(decision.c.id.desc()).limit(bindparam("limit"))
+
+
 def find(tx: Transaction, name: str, *, lock: bool = False) -> RolloutRow | None:
     """Return a rollout; with `lock`, nobody else moves it until the transaction ends."""
-    query = select(*_COLUMNS).where(rollout.c.name == name)
-    if lock:
-        query = query.with_for_update(key_share=True)
-    found = tx.execute(query).one_or_none()
+    found = tx.execute(_LOCK if lock else _FIND, {"of": name}).one_or_none()
     return None if found is None else RolloutRow(*found)
 
 
@@ -107,8 +140,8 @@ def add(tx: Transaction, values: Mapping[str, Any]) -> None:
 
 def save(tx: Transaction, name: str, *, revised: bool = True, **values: Any) -> None:
     """Change a locked rollout; `revised` makes it a new revision, as people see it."""
-    more = {"revision": rollout.c.revision + 1} if revised else {}
-    tx.execute(update(rollout).where(rollout.c.name == name).values(**values, **more))
+    statement = _save(tuple(sorted(values)), revised=revised)
+    tx.execute(statement, {"of": name} | {f"new_{key}": value for key, value in values.items()})
 
 
 def active(tx: Transaction) -> list[str]:
@@ -116,17 +149,7 @@ def active(tx: Transaction) -> list[str]:
 
     Newest first is also the order in which a newer one locks the older ones it supersedes.
     """
-    query = (
-        select(rollout.c.name)
-        .where(
-            or_(
-                rollout.c.state.not_in([state.value for state in _AT_REST]),
-                rollout.c.pending != "",
-            )
-        )
-        .order_by(rollout.c.created_at.desc(), rollout.c.name.desc())
-    )
-    return list(tx.execute(query).scalars())
+    return list(tx.execute(_ACTIVE).scalars())
 
 
 def retries_of(tx: Transaction, name: str) -> list[tuple[str, str]]:
@@ -218,20 +241,16 @@ def _states(wanted: Selector) -> frozenset[ExecutionState]:
 
 def add_decision(tx: Transaction, values: Mapping[str, Any]) -> None:
     """Store a decision."""
-    tx.execute(insert(decision), dict(values))
+    tx.execute(_ADD_DECISION, dict(values))
 
 
 def decisions(
     tx: Transaction, name: str, *, before_id: int | None, limit: int, kinds: Collection[str] = ()
 ) -> list[DecisionRow]:
     """Return decisions, the newest first."""
-    query: Select[Any] = select(*_DECISION).where(decision.c.rollout == name)
-    if before_id is not None:
-        query = query.where(decision.c.id < before_id)
-    if kinds:
-        query = query.where(decision.c.kind.in_(sorted(kinds)))
-    query = query.order_by(decision.c.id.desc()).limit(limit)
-    return [DecisionRow(*row) for row in tx.execute(query)]
+    query = _decisions(before=before_id is not None, some=bool(kinds))
+    values = {"of": name, "before_id": before_id, "kinds": sorted(kinds), "limit": limit}
+    return [DecisionRow(*row) for row in tx.execute(query, values)]
 
 
 def model_version_exists(tx: Transaction, model: str, version: str) -> bool:

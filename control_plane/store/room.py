@@ -12,7 +12,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, FromClause, Select, and_, exists, func, or_, select
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    FromClause,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+)
 
 from agent.protocol.words import ExecutionState
 from control_plane.domain.rollout import ENDED, STEPS, Budget, RolloutState
@@ -26,6 +37,13 @@ MOST_NAMED = 3
 
 _OPEN = tuple(state.value for state in STEPS)
 _BEGUN = rollout.c.state.not_in([state.value for state in ENDED | {RolloutState.DRAFT}])
+
+
+_OUTRANKED = (
+    select(rollout.c.name)
+    .where(rollout.c.name != bindparam("of"), rollout.c.priority > bindparam("than"), _BEGUN)
+    .order_by(rollout.c.name)
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +66,7 @@ class Limits:
 
 def outranked(tx: Transaction, name: str, priority: int) -> list[str]:
     """Return the rollouts of higher priority that have begun and not ended."""
-    query = select(rollout.c.name).where(
-        rollout.c.name != name, rollout.c.priority > priority, _BEGUN
-    )
-    return list(tx.execute(query.order_by(rollout.c.name)).scalars())
+    return list(tx.execute(_OUTRANKED, {"of": name, "than": priority}).scalars())
 
 
 def count(tx: Transaction, wave: Wave, limits: Limits, most: int) -> int:

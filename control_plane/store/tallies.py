@@ -6,7 +6,7 @@ Whoever does holds the lock of the rollout, so nobody waits for one of these row
 from collections.abc import Mapping
 from functools import cache
 
-from sqlalchemy import TextClause, func, select, text
+from sqlalchemy import TextClause, bindparam, func, select, text
 
 from agent.protocol.words import ExecutionState
 from control_plane.store.bulk import as_records, records
@@ -59,14 +59,18 @@ def _up(dialect: str) -> TextClause:
     )
 
 
+# Built once, too: every tick of every rollout reads them.
+_READ = (
+    select(tally.c.wave, tally.c.blueprint, tally.c.state, tally.c.n)
+    .where(tally.c.rollout == bindparam("of"), tally.c.n > 0)
+    .order_by(tally.c.wave, tally.c.blueprint, tally.c.state)
+)
+
+
 def read(tx: Transaction, name: str) -> list[tuple[int, str, ExecutionState, int]]:
     """Return (wave, blueprint, state, n), in that order."""
-    query = (
-        select(tally.c.wave, tally.c.blueprint, tally.c.state, tally.c.n)
-        .where(tally.c.rollout == name, tally.c.n > 0)
-        .order_by(tally.c.wave, tally.c.blueprint, tally.c.state)
-    )
-    return [(row[0], row[1], ExecutionState(row[2]), row[3]) for row in tx.execute(query)]
+    rows = tx.execute(_READ, {"of": name})
+    return [(row[0], row[1], ExecutionState(row[2]), row[3]) for row in rows]
 
 
 def recount(tx: Transaction, name: str) -> list[tuple[int, str, ExecutionState, int]]:

@@ -43,6 +43,7 @@ class DeliveryRow:
 
 
 _WEBHOOK = tuple(webhook.c[name] for name in WebhookRow.__dataclass_fields__)
+_EVERY = select(*_WEBHOOK).order_by(webhook.c.created_at, webhook.c.id)
 _DELIVERY = tuple(webhook_delivery.c[name] for name in DeliveryRow.__dataclass_fields__)
 
 
@@ -53,8 +54,7 @@ def add(tx: Transaction, values: Mapping[str, Any]) -> None:
 
 def every(tx: Transaction) -> list[WebhookRow]:
     """Return all webhooks, the oldest first; there are few."""
-    query = select(*_WEBHOOK).order_by(webhook.c.created_at, webhook.c.id)
-    return [_read(list(row)) for row in tx.execute(query)]
+    return [_read(list(row)) for row in tx.execute(_EVERY)]
 
 
 def find(tx: Transaction, webhook_id: str) -> WebhookRow | None:

@@ -157,7 +157,7 @@ def the_relay_forgets_what_it_takes() -> AbstractContextManager[None]:
 
     def lease(tx: Any, *args: Any, **more: Any) -> Any:
         taken = real(tx, *args, **more)
-        outbox.delete(tx, [message.id for message in taken])
+        outbox.delete(tx, [message.id for message in taken], more["owner"])
         return taken
 
     return _instead((outbox, "lease", lease))

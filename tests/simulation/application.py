@@ -1,5 +1,6 @@
 """The control plane's parts on a database in memory, and the faults of its transactions."""
 
+import gc
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from control_plane.bootstrap import Application
 from control_plane.config import Settings
 from control_plane.services.scope import Scope
 from control_plane.store import migrate
-from control_plane.store.database import Database
+from control_plane.store.database import Database, Transaction
 from tests.simulation import bundles, seeding
 from tests.simulation.agenda import Agenda
 from tests.simulation.chance import Chance
@@ -32,7 +33,23 @@ class MemoryDatabase(Database):
         borrowed = self.engine.raw_connection()
         self.raw: sqlite3.Connection = borrowed.driver_connection  # type: ignore[assignment]  # sqlite's
         borrowed.close()
+        self._connection = self.engine.connect()
         self._template = _template()
+        # What is imported by now stays: a seed's garbage is not looked for among it.
+        gc.collect()
+        gc.freeze()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        with self._connection.begin():
+            yield Transaction(self._connection)
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        try:
+            yield Transaction(self._connection)
+        finally:
+            self._connection.rollback()
 
     def reset(self) -> None:
         """Forget everything of the last seed."""

@@ -164,6 +164,9 @@ class Broker:
     def _enqueue(self, topic: str, payload: bytes) -> None:
         """Give a message to one of the group: mostly to one that is connected."""
         if not self.sessions:
+            # A broker that has forgotten the gateways drops what comes before they are back. A
+            # hello is not repeated on one connection, so let that one end.
+            self._lose(topics.parse(topic).device)
             return
         names = sorted(self.sessions)
         connected = [name for name in names if self.sessions[name].consumer is not None]

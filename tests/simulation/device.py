@@ -12,7 +12,7 @@ import msgspec
 from agent.config import Config, DataFolder
 from agent.errors import SlotError
 from agent.journal import Journal, Record
-from agent.lifecycle import Benchmarking, Idle, Ordered, Standing, State, Verifying
+from agent.lifecycle import Activating, Benchmarking, Idle, Ordered, Standing, State, Verifying
 from agent.link import Connected, Disconnected, Received
 from agent.protocol import messages, topics
 from agent.protocol.messages import Ack, Bench, BundleRef, Presence
@@ -20,7 +20,7 @@ from agent.protocol.messages import Event as EventReport
 from agent.protocol.words import Action, ExecutionState, Reason
 from agent.runtime import Item, Runtime
 from agent.slots import Slots
-from tests.simulation import bundles
+from tests.simulation import bundles, policy
 from tests.simulation.disk import MemoryFiles
 from tests.simulation.errors import KilledError, ViolationError
 from tests.simulation.work import Hands, SimulatedWork, drawn_trial
@@ -60,6 +60,8 @@ class Truth:
     """Whether it ever confirmed one."""
     before: dict[str, str] = field(default_factory=dict)
     """What was last known good when the order of an execution was taken up."""
+    began: set[str] = field(default_factory=set)
+    """Executions that it began to activate."""
     soaks: dict[str, float] = field(default_factory=dict)
     """How long each execution's order asks for."""
     confirmed: set[tuple[str, str]] = field(default_factory=set)
@@ -160,6 +162,7 @@ class Device:
                 self._chance, incumbent, self._around.badness(digest)
             ),
             ordered=self._ordered,
+            haste=self._around.haste,
         )
         inbox: Any = self._inbox
         return Runtime(
@@ -264,6 +267,12 @@ class Device:
         if isinstance(state, Verifying | Benchmarking) and state.order.action is Action.RUN:
             good = state.standing.good
             truth.before[state.order.execution] = good.digest if good is not None else ""
+        if isinstance(state, Activating) and state.order.execution not in truth.began:
+            truth.began.add(state.order.execution)
+            window = self._around.activation(state.order.execution)
+            late = not policy.is_open(window, self._agenda.now)
+            if late and state.order.action is Action.RUN:
+                raise ViolationError("4 activated outside its window", f"{self.name}: {window}")
         outcome = state.standing.outcome
         if outcome is not None and outcome.state is ExecutionState.SUCCEEDED:
             done = (outcome.execution, outcome.digest)

@@ -9,19 +9,23 @@ from agent.protocol import envelope, messages, topics
 from agent.protocol.messages import Order
 from control_plane.services import rollout_codec
 from tests.simulation.errors import ViolationError
-from tests.simulation.safety import ENDED, IN_FLIGHT, WITHDRAWN
-from tests.simulation.scenario import Act
+from tests.simulation.facts import ENDED, IN_FLIGHT
+from tests.simulation.people import Act
+from tests.simulation.policy import PEOPLE
+from tests.simulation.safety import WITHDRAWN
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 QUIET_S = 205.0
 """Longer than any soak: a tick that changes nothing so long after the last change is the last."""
+CLOSED_S = 3600.0
+"""Longer than any window is closed."""
 LONGEST_S = 40 * 3600.0
-ROUNDS = 12
+ROUNDS = 20
 CLOSING = {
     "DRAFT": ("abort",),
-    "AWAITING_APPROVAL": ("approve", "approve", "abort"),
+    "AWAITING_APPROVAL": ("approve", "approve", "approve", "abort", "deny"),
     "PAUSED": ("resume", "resume", "abort", "revert"),
     "HALTED": ("resume", "resume", "abort", "revert"),
     "RUNNING": ("promote", "promote", "abort", "revert"),
@@ -55,7 +59,8 @@ def bring_to_an_end(world: "World") -> None:
 
 def _close(world: "World", name: str, state: str) -> None:
     verb = world.chance.pick("closing", CLOSING.get(state, ("abort",)))
-    if not world.act(Act(0.0, verb, rollout=name)):
+    who = world.chance.pick("who", PEOPLE[1:])
+    if not world.act(Act(0.0, verb, rollout=name, who=who)):
         world.act(Act(0.0, "abort", rollout=name))
 
 
@@ -63,17 +68,18 @@ def _settle(world: "World") -> None:
     """Go on until nothing happens any more."""
     give_up = world.agenda.now + LONGEST_S
     world.changed_at = world.agenda.now
+    quiet_s = QUIET_S + (CLOSED_S if world.scenario.windows else 0.0)
     looked_for = 0.0
     while True:
         busy = _busy(world)
         ticked_at = max(scheduler.ticked_at for scheduler in world.schedulers)
-        if not busy and ticked_at >= world.changed_at + QUIET_S:
+        if not busy and ticked_at >= world.changed_at + quiet_s:
             return
         if world.agenda.now > give_up:
             raise ViolationError("liveness: never quiet", busy or "changes for ever")
         if not busy and looked_for != world.changed_at:
             looked_for = world.changed_at
-            at = looked_for + QUIET_S + 1.0 - world.agenda.now
+            at = looked_for + quiet_s + 1.0 - world.agenda.now
             world.agenda.after(max(0.0, at), world.schedulers[0].poke)
         world.agenda.step()
 
@@ -115,9 +121,14 @@ def _check_quiet(world: "World") -> None:
             if told != wanted.generation:
                 raise ViolationError("an older order is the broker's last", (name, told, wanted))
     for rollout in world.facts.rollouts.values():
-        queued = [p for p in world.facts.of(rollout.name) if p.state == "QUEUED"]
+        parts = world.facts.of(rollout.name)
+        queued = [p for p in parts if p.state == "QUEUED"]
         if rollout.state in ENDED and queued:
             raise ViolationError("liveness: queued for ever", queued)
+        if rollout.state == "RUNNING" and rollout.spec.get("dynamic"):
+            away = world.reader.joinable(rollout) - {part.device for part in parts}
+            if away:
+                raise ViolationError("liveness: may join and does not", (rollout.name, away))
 
 
 def _check_runs(world: "World", name: str) -> None:
@@ -129,7 +140,9 @@ def _check_runs(world: "World", name: str) -> None:
         return
     good = True
     if wanted.action == "revert":
-        good = runs == wanted.digest or part.state in {"FAILED", "REJECTED"}
+        # A return that fails on the device is said, and nobody orders it again.
+        failed = (part.id, "FAILED") in device.truth.said or part.state in {"FAILED", "REJECTED"}
+        good = runs == wanted.digest or failed
     elif wanted.action == "run" and part.state == "SUCCEEDED":
         good = runs == part.digest
     if not good:

@@ -35,7 +35,7 @@ Bug = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def _instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+def instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
     """Put functions in place of others: mock.patch, since the point is to break our own code."""
     with ExitStack() as stack:
         for owner, name, new in changes:
@@ -59,7 +59,7 @@ def acknowledged_before_the_commit() -> AbstractContextManager[None]:
         link.acknowledge(batch)
         self._note(len(batch), self._apply(incoming))
 
-    return _instead((Inbox, "flush", flush))
+    return instead((Inbox, "flush", flush))
 
 
 def a_replay_counts_again() -> AbstractContextManager[None]:
@@ -79,7 +79,7 @@ def a_replay_counts_again() -> AbstractContextManager[None]:
         real_claim(tx, keys, now)
         return set(keys)
 
-    return _instead((executions, "apply", apply), (report_store, "claim", claim))
+    return instead((executions, "apply", apply), (report_store, "claim", claim))
 
 
 def the_boot_epoch_is_ignored() -> AbstractContextManager[None]:
@@ -90,7 +90,7 @@ def the_boot_epoch_is_ignored() -> AbstractContextManager[None]:
         new = {(key.device, key.seq) for key in real(tx, {k._replace(boot=0) for k in keys}, now)}
         return {key for key in keys if (key.device, key.seq) in new}
 
-    return _instead((report_store, "claim", claim))
+    return instead((report_store, "claim", claim))
 
 
 def a_late_report_reopens() -> AbstractContextManager[None]:
@@ -100,7 +100,7 @@ def a_late_report_reopens() -> AbstractContextManager[None]:
         return before is E.TIMED_OUT or moves_forward(before, after)
 
     ended = TERMINAL - {E.TIMED_OUT}
-    return _instead((executions, "TERMINAL", ended), (executions, "moves_forward", forward))
+    return instead((executions, "TERMINAL", ended), (executions, "moves_forward", forward))
 
 
 def a_report_goes_to_the_newest() -> AbstractContextManager[None]:
@@ -117,7 +117,7 @@ def a_report_goes_to_the_newest() -> AbstractContextManager[None]:
         mine = [(device, newest(scope, device, one)) for device, one in told]
         return real(scope, mine, *more)
 
-    return _instead((executions, "apply", apply))
+    return instead((executions, "apply", apply))
 
 
 def success_as_soon_as_it_runs() -> AbstractContextManager[None]:
@@ -128,7 +128,7 @@ def success_as_soon_as_it_runs() -> AbstractContextManager[None]:
         early = told.state is E.SOAKING
         return real(self, now, structs.replace(told, state=E.SUCCEEDED) if early else told)
 
-    return _instead((executions._Batch, "event", event))
+    return instead((executions._Batch, "event", event))
 
 
 # --- rollouts -----------------------------------------------------------------------------------
@@ -139,20 +139,25 @@ def offers_before_the_gates() -> AbstractContextManager[None]:
 
     def run(view: Any, now: float) -> Any:
         m = rollout_machine
-        return m._offer(view, now) or m._watch(view, now) or m._judge(view, now)
+        return (
+            m._offer(view, now)
+            or m._watch(view, now)
+            or m._keep_up(view, now)
+            or m._judge(view, now)
+        )
 
-    return _instead((rollout_machine, "_run", run))
+    return instead((rollout_machine, "_run", run))
 
 
 def a_trial_is_not_in_flight() -> AbstractContextManager[None]:
     """The pace forgets the devices that measure."""
     flying = property(lambda self: self.count(IN_FLIGHT - {E.BENCHMARKING}))
-    return _instead((Group, "in_flight", flying))
+    return instead((Group, "in_flight", flying))
 
 
 def pause_withdraws_nothing() -> AbstractContextManager[None]:
     """A pause only stops new offers."""
-    return _instead((rollout_orders, "_requeue", lambda *_: []))
+    return instead((rollout_orders, "_requeue", lambda *_: []))
 
 
 def a_wave_opens_on_answers_alone() -> AbstractContextManager[None]:
@@ -162,7 +167,7 @@ def a_wave_opens_on_answers_alone() -> AbstractContextManager[None]:
     def advance(*args: Any, **more: Any) -> Any:
         return tuple(gate for gate in real(*args, **more) if gate.rule == "answered")
 
-    return _instead((gates, "advance", advance))
+    return instead((gates, "advance", advance))
 
 
 def resume_acknowledges_everybody() -> AbstractContextManager[None]:
@@ -173,7 +178,7 @@ def resume_acknowledges_everybody() -> AbstractContextManager[None]:
         after = real(view)
         return replace(after, acknowledged=dict.fromkeys(after.acknowledged, 1000))
 
-    return _instead((rollout_machine, "_acknowledge", acknowledge))
+    return instead((rollout_machine, "_acknowledge", acknowledge))
 
 
 def a_timed_out_device_may_begin() -> AbstractContextManager[None]:
@@ -184,7 +189,7 @@ def a_timed_out_device_may_begin() -> AbstractContextManager[None]:
         real(*args, **more)
         return []
 
-    return _instead((execution_store, "time_out", time_out))
+    return instead((execution_store, "time_out", time_out))
 
 
 def abort_leaves_the_orders() -> AbstractContextManager[None]:
@@ -194,7 +199,7 @@ def abort_leaves_the_orders() -> AbstractContextManager[None]:
         which = execution_store.among(ids)
         execution_store.move(scope.tx, scope.now, which, IN_FLIGHT, E.CANCELED, reason="withdrawn")
 
-    return _instead((rollout_orders, "cancel", cancel))
+    return instead((rollout_orders, "cancel", cancel))
 
 
 def a_quarantine_is_a_failure() -> AbstractContextManager[None]:
@@ -206,7 +211,7 @@ def a_quarantine_is_a_failure() -> AbstractContextManager[None]:
             args = (*args[:4], E.FAILED)
         return real(*args, **more)
 
-    return _instead((execution_store, "move", move))
+    return instead((execution_store, "move", move))
 
 
 def a_decision_forgets_its_time() -> AbstractContextManager[None]:
@@ -216,7 +221,7 @@ def a_decision_forgets_its_time() -> AbstractContextManager[None]:
     def inputs(*args: Any, **more: Any) -> dict[str, Any]:
         return {**real(*args, **more), "now": 0.0}
 
-    return _instead((rollout_codec, "inputs", inputs))
+    return instead((rollout_codec, "inputs", inputs))
 
 
 # --- orders -------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ def a_generation_is_used_twice() -> AbstractContextManager[None]:
     def lock(*args: Any) -> dict[str, int]:
         return {device: max(0, n - 1) for device, n in real(*args).items()}
 
-    return _instead((desired_store, "lock_generations", lock))
+    return instead((desired_store, "lock_generations", lock))
 
 
 def a_revert_names_the_wrong_bundle() -> AbstractContextManager[None]:
@@ -239,12 +244,12 @@ def a_revert_names_the_wrong_bundle() -> AbstractContextManager[None]:
     def send(row: Any, *more: Any) -> Any:
         return replace(real(row, *more), digest=row.digest)
 
-    return _instead((rollout_orders, "_return", send))
+    return instead((rollout_orders, "_return", send))
 
 
 def two_rollouts_at_once() -> AbstractContextManager[None]:
     """A newer rollout offers its model to a device that is busy with an older one's."""
-    return _instead((offers, "supersede", lambda *_: []))
+    return instead((offers, "supersede", lambda *_: []))
 
 
 def the_older_order_goes_last() -> AbstractContextManager[None]:
@@ -254,12 +259,14 @@ def the_older_order_goes_last() -> AbstractContextManager[None]:
     def lease(*args: Any, **more: Any) -> Any:
         return real(*args, **more)[::-1]
 
-    return _instead((outbox, "lease", lease), (outbox, "_newest", lambda _tx, leased: leased))
+    return instead(
+        (outbox, "lease", lease), (outbox, "_newest", lambda _tx, leased, _owner: leased)
+    )
 
 
 def nobody_answers_a_hello() -> AbstractContextManager[None]:
     """Who missed an order is not sent it again."""
-    return _instead((reports, "_send_again", lambda *_: None))
+    return instead((reports, "_send_again", lambda *_: None))
 
 
 # --- devices ------------------------------------------------------------------------------------
@@ -273,7 +280,7 @@ def the_soak_is_skipped() -> AbstractContextManager[None]:
             return transitions.turn_back(state, Reason.SOAK_UNHEALTHY)
         return transitions.confirm(state, E.SUCCEEDED, Reason.SOAKED, now)
 
-    return _instead((machine, "judge_probe", judge))
+    return instead((machine, "judge_probe", judge))
 
 
 def the_switch_is_not_atomic() -> AbstractContextManager[None]:
@@ -285,7 +292,7 @@ def the_switch_is_not_atomic() -> AbstractContextManager[None]:
         self._files.remove(self._active)
         real(self, digest)
 
-    return _instead((Slots, "activate", activate))
+    return instead((Slots, "activate", activate))
 
 
 PLANTED: dict[str, Bug] = {

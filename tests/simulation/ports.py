@@ -90,8 +90,14 @@ def _server_line(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> 
 
 
 @contextmanager
-def simulated(clocks: Clocks) -> Iterator[None]:
-    """Put the ports in place, and take them out again."""
+def simulated(clocks: Clocks, sweep: int, offers: int) -> Iterator[None]:
+    """Put the ports in place, and take them out again.
+
+    Args:
+        clocks: whose time it is.
+        sweep: devices that one transaction takes back at most.
+        offers: devices that one transaction offers at most.
+    """
     places = {
         "agent.runtime.time": clocks,
         "agent.runtime.random": Random,
@@ -100,6 +106,10 @@ def simulated(clocks: Clocks) -> Iterator[None]:
         "agent.work.hardware": NoHardware,
         "control_plane.gateway.inbox.time": clocks,
         "control_plane.gateway.relay.time": clocks,
+        # As small as a fleet of a few devices needs to be taken in several slices.
+        "control_plane.services.rollout_sweep.SLICE": sweep,
+        "control_plane.services.rollout_sweep.QUEUED_SLICE": sweep,
+        "control_plane.domain.rollout_machine.MAX_OFFER": offers,
     }
     handler, agent = _Defects(), logging.getLogger("agent")
     level, spread = agent.level, agent.propagate

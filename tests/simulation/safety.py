@@ -11,16 +11,18 @@ from typing import Any
 
 from agent.protocol.messages import Bench
 from agent.protocol.messages import Event as EventReport
+from tests.simulation import policy
 from tests.simulation.device import Truth
-from tests.simulation.errors import ViolationError
-from tests.simulation.facts import Facts, Part, Rollout
+from tests.simulation.errors import ViolationError, hold
+from tests.simulation.facts import ENDED, IN_FLIGHT, STEPS, Facts, Part, Rollout
+from tests.simulation.people import NOBODY, Act
+from tests.simulation.promises import Promises
 
-STEPS = ("QUEUED", "OFFERED", "DOWNLOADING", "STAGED", "BENCHMARKING", "ACTIVATING", "SOAKING")
-IN_FLIGHT = frozenset(STEPS[1:])
 FAILURES = frozenset({"FAILED", "ROLLED_BACK", "TIMED_OUT"})
+_BEGUN = frozenset({"ACTIVATING", "SOAKING"})
+MAY_WAIT = frozenset({"OFFERED", "DOWNLOADING", "STAGED", "BENCHMARKING"})
 WITHDRAWN = frozenset({"CANCELED", "SUPERSEDED"})
 ANSWERS = frozenset({"SUCCEEDED", "FAILED", "REJECTED", "ROLLED_BACK"})
-ENDED = frozenset({"SUCCEEDED", "REVERTED", "ABORTED"})
 STOPPED = frozenset({"DRAFT", "PAUSED", "HALTED", "REVERTING"}) | ENDED
 MAY_BE_ORDERED = IN_FLIGHT | ANSWERS
 
@@ -30,13 +32,19 @@ class Safety:
 
     Args:
         truths: what really happened, by device.
+        sites: the site of each device.
         now: reads the clock.
     """
 
-    def __init__(self, truths: Mapping[str, Truth], now: Callable[[], float]) -> None:
+    def __init__(
+        self, truths: Mapping[str, Truth], sites: Mapping[str, str], now: Callable[[], float]
+    ) -> None:
+        self._promises = Promises(sites, now)
         self._truths = truths
         self._now = now
         self._acknowledged: dict[str, Counter[str]] = {}
+        self._unsure: set[str] = set()
+        """Offered while the device was just confirming, or taking back, another bundle."""
         self._orders: dict[tuple[str, int], tuple[str, str, str]] = {}
 
     def check(
@@ -44,7 +52,7 @@ class Safety:
         before: Facts,
         after: Facts,
         fresh: list[tuple[str, int, int]],
-        act: tuple[str, str] = ("", ""),
+        act: Act = NOBODY,
     ) -> None:
         """Check one commit.
 
@@ -52,20 +60,21 @@ class Safety:
             before: before it.
             after: after it.
             fresh: keys of the reports that it counted.
-            act: a person's verb and the rollout, if a person did it.
+            act: what a person did, if a person did it.
         """
         self._acknowledge(before, after, act)
         for part in after.parts.values():
             known = before.parts.get(part.id)
             if known is not part and known != part:
-                self._part(known, part)
+                self._part(known, part, after.rollouts[part.rollout])
         self._offers(before, after)
+        self._promises.check(before, after, act)
         self._flying(after)
         for rollout in after.rollouts.values():
             self._rollout(before, after, rollout, act)
         self._wanted(before, after)
         counted = Counter((p.rollout, p.wave, p.blueprint, p.state) for p in after.parts.values())
-        _hold(
+        hold(
             counted == after.tallies,
             "5 tallies",
             (counted - after.tallies, after.tallies - counted),
@@ -75,22 +84,24 @@ class Safety:
 
     # --- one device's part --------------------------------------------------------------------
 
-    def _part(self, known: Part | None, part: Part) -> None:
+    def _part(self, known: Part | None, part: Part, rollout: Rollout) -> None:
         was = known.state if known is not None else "QUEUED"
         if known is not None:
-            _hold(part.generation >= known.generation, "4 generation shrank", part)
+            hold(part.generation >= known.generation, "4 generation shrank", part)
         if part.state == was:
             return
-        back = was == "OFFERED" and part.state == "QUEUED"
+        # Who waits for its window may be taken back from wherever it waits.
+        waits = MAY_WAIT if rollout.spec.get("windows", {}).get("activate") else {"OFFERED"}
+        back = was in waits and part.state == "QUEUED"
         forward = part.state not in STEPS or (
             was in STEPS and (back or STEPS.index(part.state) > STEPS.index(was))
         )
-        _hold(was in STEPS, "4 terminal left", (was, part))
-        _hold(forward, "4 backwards", (was, part))
+        hold(was in STEPS, "4 terminal left", (was, part))
+        hold(forward, "4 backwards", (was, part))
         self._said(part)
         if part.state == "SUCCEEDED":
             confirmed = (part.id, part.digest) in self._truths[part.device].confirmed
-            _hold(confirmed, "6 success without the digest", part)
+            hold(confirmed, "6 success without the digest", part)
 
     def _said(self, part: Part) -> None:
         """Check that what only a device can know was said by it, of this very execution."""
@@ -98,14 +109,14 @@ class Safety:
             return
         said = self._truths[part.device].said
         mismatch = part.state == "FAILED" and (part.id, "SUCCEEDED") in said
-        _hold(mismatch or (part.id, part.state) in said, "5 nobody said so", part)
+        hold(mismatch or (part.id, part.state) in said, "5 nobody said so", part)
 
     # --- offers, pace, waves --------------------------------------------------------------------
 
-    def _acknowledge(self, before: Facts, after: Facts, act: tuple[str, str]) -> None:
-        verb, name = act
+    def _acknowledge(self, before: Facts, after: Facts, act: Act) -> None:
+        name = act.rollout
         known = before.rollouts.get(name)
-        if verb == "resume" and known is not None and after.rollouts[name] != known:
+        if act.verb == "resume" and known is not None and after.rollouts[name] != known:
             halted = known.state == "HALTED" or bool(known.halted)
             if halted and known.machine.get("wave", -1) >= 0:
                 self._acknowledged[name] = _failures(before.of(name))
@@ -115,54 +126,58 @@ class Safety:
             known = before.parts.get(part.id)
             if part.offered_at is None or (known and known.offered_at == part.offered_at):
                 continue
+            if any(p.device == part.device and p.state in _BEGUN for p in before.parts.values()):
+                self._unsure.add(part.id)
             rollout = before.rollouts[part.rollout]
-            _hold(rollout.state not in STOPPED, f"3 offer while {rollout.state}", part)
+            hold(rollout.state not in STOPPED, f"3 offer while {rollout.state}", part)
             gates = rollout.spec["gates"]
             failed = _failures(before.of(part.rollout))
             failed.subtract(self._acknowledged.get(part.rollout, Counter()))
             alone = gates.get("scope") == "blueprint"
             over = {b for b, n in failed.items() if n > gates["max_failures"]}
             tripped = part.blueprint in over if alone else bool(over)
-            _hold(not tripped, "3 offer over the failure budget", (part, over))
+            hold(not tripped, "3 offer over the failure budget", (part, over))
             wave = after.rollouts[part.rollout].machine["wave"]
-            _hold(part.wave <= wave, "4 offer of a closed wave", (part, wave))
+            hold(part.wave <= wave, "4 offer of a closed wave", (part, wave))
 
     def _flying(self, after: Facts) -> None:
         flying = [part for part in after.parts.values() if part.state in IN_FLIGHT]
         by_device = Counter(part.device for part in flying)
-        _hold(all(n == 1 for n in by_device.values()), "4 offered two at once", by_device)
+        hold(all(n == 1 for n in by_device.values()), "4 offered two at once", by_device)
         for name, n in Counter(part.rollout for part in flying).items():
             spec = after.rollouts[name].spec
             paces = [wave.get("pace") or {} for wave in spec["waves"]]
             most = max(pace.get("max_in_flight") or 0 for pace in (spec["pace"], *paces))
-            _hold(n <= most, "4 pace", f"{n} in flight of at most {most}")
+            hold(n <= most, "4 pace", f"{n} in flight of at most {most}")
 
-    def _rollout(self, before: Facts, after: Facts, now: Rollout, act: tuple[str, str]) -> None:
+    def _rollout(self, before: Facts, after: Facts, now: Rollout, act: Act) -> None:
         known = before.rollouts.get(now.name)
         if known is None or known is now:
             return
         ended = known.state in ENDED and known.state != now.state
-        _hold(not ended, "4 rollout left its end", (known.state, now))
-        if now.state in {"PAUSED", "HALTED"} and known.state != now.state:
+        hold(not ended, "4 rollout left its end", (known.state, now))
+        if now.state in {"PAUSED", "HALTED"} and not now.pending:
             offered = [p for p in after.of(now.name) if p.state == "OFFERED"]
-            _hold(not offered, f"3 still offered when {now.state}", offered)
-        if act == ("promote", now.name):
+            hold(not offered, f"3 still offered when {now.state}", offered)
+        if (act.verb, act.rollout) == ("promote", now.name):
             return
         for wave in range(max(0, known.machine.get("wave", -1)), now.machine.get("wave", -1)):
             if known.state != "AWAITING_APPROVAL":
                 self._opened(after, now, wave)
         if now.state == "SUCCEEDED" and known.state != "SUCCEEDED":
             left = [p for p in after.of(now.name) if p.state in STEPS]
-            _hold(not left, "6 success before all have answered", left)
+            hold(not left, "6 success before all have answered", left)
 
     def _opened(self, after: Facts, rollout: Rollout, wave: int) -> None:
         """Check the gates of the wave before the one that was opened, as the document has them."""
         parts = [p for p in after.of(rollout.name) if p.blueprint not in rollout.halted]
+        if not any(part.wave <= wave for part in parts):
+            return  # whoever it was for is a misfit by now: the next one is the first
         failed = _failures(parts)
         failed.subtract(self._acknowledged.get(rollout.name, Counter()))
         gates = rollout.spec["gates"]
         over = [b for b, n in failed.items() if n > gates["max_failures"]]
-        _hold(not over, "4 wave opened over the failure budget", over)
+        hold(not over, "4 wave opened over the failure budget", over)
         judged = max((p.wave for p in parts if p.wave <= wave), default=wave)
         for blueprint in sorted({p.blueprint for p in parts if p.wave == judged}):
             mine = [p for p in parts if p.blueprint == blueprint and p.wave == judged]
@@ -170,14 +185,14 @@ class Safety:
             answered = [p for p in eligible if p.state not in STEPS]
             need = max(1, math.ceil(gates["min_answered"] * len(eligible) - 1e-9))
             seen = (blueprint, len(answered), need)
-            _hold(len(answered) >= need, "4 wave opened before its time", seen)
+            hold(len(answered) >= need, "4 wave opened before its time", seen)
             so_far = [p for p in parts if p.blueprint == blueprint and p.wave <= judged]
             good = any(p.state == "SUCCEEDED" for p in so_far)
-            _hold(good, "4 wave opened on no success", blueprint)
+            hold(good, "4 wave opened on no success", blueprint)
         opened_at = rollout.machine["opened_at"]
-        soak = _seconds(rollout.spec["waves"][judged].get("soak") or rollout.spec["soak"])
+        soak = policy.seconds(rollout.spec["waves"][judged].get("soak") or rollout.spec["soak"])
         soaked = self._now() + 1e-3 >= opened_at[judged] + soak
-        _hold(soaked, "4 wave opened before its soak", (opened_at, soak))
+        hold(soaked, "4 wave opened before its soak", (opened_at, soak))
 
     # --- orders ---------------------------------------------------------------------------------
 
@@ -187,10 +202,10 @@ class Safety:
             if known == one:
                 continue
             if known is not None:
-                _hold(one.generation >= known.generation, "4 generation shrank", (known, one))
+                hold(one.generation >= known.generation, "4 generation shrank", (known, one))
             content = (one.action, one.digest, one.execution)
             first = self._orders.setdefault((device, one.generation), content)
-            _hold(first == content, "4 generation reused", (first, one))
+            hold(first == content, "4 generation reused", (first, one))
         for device, one in after.wanted.items():
             part = after.parts.get(one.execution)
             if part is None:
@@ -198,16 +213,18 @@ class Safety:
             if one.action == "run":
                 own = part.state == "CANCELED" and part.reason == "operator"
                 fine = own or part.state in MAY_BE_ORDERED
-                _hold(fine, "3 an order outlives its offer", (one, part))
+                hold(fine, "3 an order outlives its offer", (one, part))
             elif one.action == "revert":
                 right = self._truths[device].before.get(part.id, part.previous)
-                _hold(one.digest == part.previous, "revert to the wrong digest", (one, part))
-                _hold(one.digest == right, "revert to what never ran before", (one, part, right))
+                hold(one.digest == part.previous, "revert to the wrong digest", (one, part))
+                sure = part.id not in self._unsure
+                fine = one.digest == right or not sure
+                hold(fine, "revert to what never ran before", (one, part, right))
 
     # --- reports ----------------------------------------------------------------------------------
 
     def _counted(self, after: Facts, device: str, report: EventReport | Bench | None) -> None:
-        _hold(report is not None, "5 counted what nobody said", device)
+        hold(report is not None, "5 counted what nobody said", device)
         if not isinstance(report, EventReport):
             return
         part = after.parts.get(report.execution)
@@ -225,16 +242,3 @@ class Safety:
 
 def _failures(parts: list[Part]) -> Counter[str]:
     return Counter(part.blueprint for part in parts if part.state in FAILURES)
-
-
-def _hold(good: bool, rule: str, facts: object) -> None:  # noqa: FBT001 - reads as an assertion
-    if not good:
-        raise ViolationError(rule, facts)
-
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _seconds(text: str) -> float:
-    unit = "ms" if text.endswith("ms") else text[-1]
-    return float(text.removesuffix(unit)) * _UNITS[unit]

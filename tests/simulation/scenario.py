@@ -1,25 +1,31 @@
 """What one seed is about: the fleet, the rollouts, what people do, and how often things break."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from tests.simulation import bundles
+from tests.simulation import bundles, people, policy
 from tests.simulation.chance import Chance
+from tests.simulation.people import Act
 from tests.simulation.seeding import NewDevice
 
 SITES = ("north", "south")
 
 
 @dataclass(frozen=True)
-class Act:
-    """Something that a person does."""
+class Lean:
+    """What a story leans towards, so that few seeds show what is looked for."""
 
-    at: float
-    """Seconds after the beginning."""
-    verb: str
-    rollout: str = ""
-    device: str = ""
-    document: dict[str, Any] = field(default_factory=dict)
+    storm: bool = False
+    """Every kind of fault happens."""
+    large: bool = False
+    """More devices, more rollouts, more time."""
+    policy: tuple[str, ...] = ()
+    """What each document asks for."""
+    verbs: tuple[str, ...] = ()
+    """What people do."""
+
+
+PLAIN = Lean()
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,16 @@ class Scenario:
     gateways: int
     schedulers: int
     tempo: float
+    haste: float
+    windows: tuple[dict[str, Any], ...]
+    builds: tuple[Act, ...]
+    """Those that are not there yet, with their end."""
+    sweep: int
+    """Devices that one transaction takes back at most."""
+    offers: int
+    """Devices that one transaction offers at most."""
 
 
-VERBS = ("pause", "resume", "promote", "approve", "abort", "abort_revert", "revert", "retry")
 _RATES = {
     "loss": (0.01, 0.08),
     "duplicate": (0.05, 0.25),
@@ -61,34 +74,49 @@ _RATES = {
 _OFTEN = ("bad_trial", "people", "offline", "broker_forgets")
 
 
-def draw(chance: Chance, *, storm: bool = False) -> Scenario:
-    """Draw the story of a seed; in a storm every kind of fault happens."""
+def draw(chance: Chance, lean: Lean = PLAIN) -> Scenario:
+    """Draw the story of a seed."""
     story = chance.stream("story")
-    storm = (story.random() < 0.15) or storm
+    storm = (story.random() < 0.10) or lean.storm
     rates = {
         fault: low + (high - low) * story.random()
         for fault, (low, high) in _RATES.items()
         if storm or story.random() < (0.65 if fault in _OFTEN else 0.35)
     }
-    rates["lease"] = 1.0 if story.random() < 0.2 else 0.0
     rates["sweep"] = 0.02
     chance.set_rates(rates)
-    count = 2 + min(int(story.expovariate(1.0)), 4)
+    # Most stories are short ones: a thousand of them find more than a few hundred long ones.
+    small = story.random() < 0.6 and not (storm or lean.large)
+    count = 2 if small else 2 + min(int(story.expovariate(1.0)), 5)
     devices = tuple(_device(chance, number) for number in range(count))
-    rollouts = 1 if story.random() < 0.65 and not storm else 2
-    documents = tuple(_document(chance, number, count) for number in range(rollouts))
-    faults_s = 400.0 + 1800.0 * story.random()
+    rollouts = 1
+    if not small:
+        rollouts += (storm or story.random() < 0.5) + (story.random() < 0.15)
+    faults_s = 300.0 + (600.0 if small else 1900.0) * story.random()
+    spec = chance.stream("spec")
+    documents = tuple(
+        policy.document(spec, number, count, faults_s, lean.policy) for number in range(rollouts)
+    )
     badness = {version: 0.5 if story.random() < 0.6 else 0.0 for version in bundles.VERSIONS}
     return Scenario(
         devices=devices,
         documents=documents,
-        acts=_acts(chance, documents, devices, faults_s),
+        acts=people.planned(chance, documents, devices, faults_s, lean.verbs),
         rates=rates,
         badness=badness,
         faults_s=faults_s,
         gateways=1 + (story.random() < 0.6),
         schedulers=1 + (story.random() < 0.6),
         tempo=story.choice((4.0, 20.0, 60.0)),
+        haste=story.choice((0.05, 0.05, 1.0)),
+        windows=tuple(
+            window
+            for document in documents
+            for window in document["spec"].get("windows", {}).values()
+        ),
+        builds=_builds(chance, rollouts, faults_s),
+        sweep=story.choice((1, 2, 1000)),
+        offers=story.choice((1, 2000, 2000)),
     )
 
 
@@ -97,66 +125,21 @@ def _device(chance: Chance, number: int) -> NewDevice:
     blueprint = bundles.BLUEPRINTS[int(draw.random() * 1.6)]
     first = draw.random() < 0.1
     digest = "" if first else bundles.MADE["1.0.0", blueprint].ref.digest
-    return NewDevice(f"edge-{number}", blueprint, digest, SITES[number % 2])
+    return NewDevice(
+        f"edge-{number}", blueprint, digest, SITES[number % 2], ring=draw.random() < 0.85
+    )
 
 
-def _document(chance: Chance, number: int, count: int) -> dict[str, Any]:
-    version = bundles.VERSIONS[number + 1]
-    return {
-        "apiVersion": "flotilla/v1",
-        "kind": "Rollout",
-        "metadata": {"name": f"slm-{version}"},
-        "spec": {"model": bundles.MODEL, "version": version, **_spec(chance, count)},
-    }
-
-
-def _spec(chance: Chance, count: int) -> dict[str, Any]:
-    draw = chance.stream("spec")
-    waves: list[dict[str, Any]] = [{"name": "everyone", "percent": 100}]
-    if draw.random() < 0.75:
-        waves.insert(0, {"name": "canary", "count": 1 + int(draw.random() * 2)})
-    if count > 3 and draw.random() < 0.4:
-        waves.insert(-1, {"name": "half", "percent": 60})
-    if draw.random() < 0.15:
-        waves[-1]["approval"] = "required"
-    spec: dict[str, Any] = {
-        "waves": waves,
-        "soak": f"{draw.choice((0, 0, 30, 200))}s",
-        "pace": {"max_in_flight": draw.choice((1, 1, 2, 3, 10)), "per_minute": 60},
-        "gates": {
-            "max_failures": draw.choice((0, 0, 0, 1, 2)),
-            "min_answered": draw.choice((1.0, 1.0, 0.5)),
-            "scope": draw.choice(("rollout", "rollout", "blueprint")),
-        },
-        "timeouts": {
-            "silent": f"{draw.choice((400, 900, 2700))}s",
-            "execution": f"{draw.choice((900, 1800, 5400))}s",
-        },
-        "trial": {"retry": "120s"},
-        "on_breach": draw.choice(("halt", "halt", "revert")),
-    }
-    return spec
-
-
-def _acts(
-    chance: Chance,
-    documents: tuple[dict[str, Any], ...],
-    devices: tuple[NewDevice, ...],
-    last_s: float,
-) -> tuple[Act, ...]:
-    draw = chance.stream("acts")
-    names = [document["metadata"]["name"] for document in documents]
-    acts = [Act(5.0, "create", document=documents[0])]
-    acts += [Act(draw.random() * 0.6 * last_s, "create", document=one) for one in documents[1:]]
-    people = [
-        Act(draw.random() * last_s, draw.choice(VERBS), rollout=draw.choice(names))
-        for _ in range(int(draw.random() * 5))
-    ]
-    if chance.allowed("people"):
-        acts += people
-    stolen = draw.choice(devices).name
-    at = draw.random() * 0.5 * last_s
-    if chance.allowed("quarantine"):
-        acts.append(Act(at, "quarantine", device=stolen))
-        acts.append(Act(at + draw.random() * 0.5 * last_s, "unquarantine", device=stolen))
-    return tuple(sorted(acts, key=lambda act: act.at))
+def _builds(chance: Chance, rollouts: int, faults_s: float) -> tuple[Act, ...]:
+    """Draw which builds are not there when their rollout is made, and what becomes of them."""
+    draw = chance.stream("builds")
+    wanted = [(v, b) for v in bundles.VERSIONS[1 : rollouts + 1] for b in bundles.BLUEPRINTS]
+    return tuple(
+        Act(
+            draw.random() * 0.8 * faults_s,
+            "build",
+            document={"version": version, "blueprint": name, "good": draw.random() < 0.8},
+        )
+        for version, name in wanted
+        if draw.random() < 0.06
+    )

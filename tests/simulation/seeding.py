@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
-from sqlalchemy import insert
+from sqlalchemy import delete, insert, update
 
 from control_plane.config import Settings
 from control_plane.services import blueprint_document, blueprints
 from control_plane.services.scope import Scope
-from control_plane.store import schema
+from control_plane.store import builds, schema
 from control_plane.store.database import Transaction
 from tests.simulation import bundles
 
@@ -29,6 +29,8 @@ class NewDevice:
     digest: str
     """What it runs; empty for nothing yet."""
     site: str
+    ring: bool
+    """Whether it has the label that dynamic rollouts look for, from the beginning."""
 
 
 def models(tx: Transaction) -> None:
@@ -49,13 +51,20 @@ def models(tx: Transaction) -> None:
 def _built(scope: Scope, version: str, name: str) -> None:
     made = bundles.MADE[version, name]
     of = {"model": bundles.MODEL, "version": version, "blueprint": name, "created_at": LONG_AGO}
-    key, tx = f"{version}-{name}", scope.tx
-    tx.execute(
+    key = f"{version}-{name}"
+    scope.tx.execute(
         insert(schema.build).values(
             id=key, blueprint_digest=blueprints.get_spec(scope, name).build_digest,
             state="SUCCEEDED", progress={}, digest=made.ref.digest, **of,
         )
     )  # fmt: skip
+    _bundle(scope.tx, version, name, LONG_AGO)
+
+
+def _bundle(tx: Transaction, version: str, name: str, now: datetime) -> None:
+    made = bundles.MADE[version, name]
+    of = {"model": bundles.MODEL, "version": version, "blueprint": name, "created_at": now}
+    key = f"{version}-{name}"
     tx.execute(
         insert(schema.artifact).values(
             id=key, build_id=key, recipe="int8-dynamic", bytes=made.ref.size, source_bytes=99,
@@ -88,4 +97,35 @@ def devices(tx: Transaction, now: datetime, new: Sequence[NewDevice]) -> None:
     ]  # fmt: skip
     tx.execute(insert(schema.device), rows)
     labels = [{"device_id": one.name, "key": "site", "value": one.site} for one in new]
+    labels += [{"device_id": one.name, "key": "ring", "value": "on"} for one in new if one.ring]
     tx.execute(insert(schema.device_label), labels)
+
+
+# --- builds that come late ------------------------------------------------------------------------
+
+
+def unbuild(tx: Transaction, version: str, name: str) -> None:
+    """Let a build be one that nobody has begun."""
+    key, digest = f"{version}-{name}", bundles.MADE[version, name].ref.digest
+    tx.execute(delete(schema.bundle_file).where(schema.bundle_file.c.digest == digest))
+    tx.execute(delete(schema.bundle).where(schema.bundle.c.digest == digest))
+    tx.execute(delete(schema.artifact).where(schema.artifact.c.id == key))
+    tx.execute(
+        update(schema.build).where(schema.build.c.id == key).values(state="QUEUED", digest="")
+    )
+
+
+def build(scope: Scope, *, version: str, blueprint: str, good: bool) -> None:
+    """Do a build as a worker does it: under a lease, fenced; nothing if it is over already."""
+    key, digest = f"{version}-{blueprint}", bundles.MADE[version, blueprint].ref.digest
+    wanted = blueprints.get_spec(scope, blueprint).build_digest
+    until = scope.now + timedelta(minutes=1)
+    if not builds.claim(scope.tx, key, "worker", wanted, now=scope.now, until=until):
+        return
+    found = builds.find(scope.tx, key)
+    fence = builds.Fence(key, "worker", 0 if found is None else found.attempt)
+    if good:
+        builds.end(scope.tx, fence, "SUCCEEDED", scope.now, digest=digest)
+        _bundle(scope.tx, version, blueprint, scope.now)
+    else:
+        builds.end(scope.tx, fence, "FAILED", scope.now, error="no recipe is good enough")

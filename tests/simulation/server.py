@@ -1,16 +1,15 @@
 """The simulated processes of the control plane: gateways and schedulers that may be killed."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 from control_plane.gateway.inbox import Inbox
 from control_plane.gateway.link import Publish
 from control_plane.gateway.outage import OutageError
 from control_plane.gateway.relay import Relay
-from control_plane.services import presence, reports, rollouts
-from control_plane.services.scope import Scope
-from control_plane.store import leases
+from control_plane.jobs import ticks
+from control_plane.services import presence, reports
+from tests.simulation import policy
 from tests.simulation.application import SimulatedApplication, is_drawn
 from tests.simulation.errors import KilledError
 from tests.simulation.world_parts import Surroundings
@@ -200,7 +199,7 @@ class Scheduler(Process):
         self.ticked_at = 0.0
 
     def begin(self) -> None:
-        self._soon()
+        self.poke()
 
     def poke(self) -> None:
         """Say that something has changed."""
@@ -211,7 +210,10 @@ class Scheduler(Process):
     def _soon(self) -> None:
         self._turn += 1
         turn = self._turn
+        now = self.around.agenda.now
         pause = self._pause * self.around.chance.between("tick", 0.5, 2.0)
+        for window in self.around.openings:
+            pause = min(pause, policy.next_opening(window, now) - now + self.around.tempo / 4)
         self.later(pause, lambda: self._tick() if turn == self._turn else None)
 
     def _tick(self) -> None:
@@ -228,16 +230,8 @@ class Scheduler(Process):
 
     def tick(self) -> None:
         """Do what the scheduler's tasks do."""
-        with self.app.scope("scheduler") as scope:
-            if not self.around.chance.allowed("lease") or self._first(scope):
-                rollouts.tick(scope)
+        ticks.tick(lambda: self.app.reading("scheduler"), lambda: self.app.scope("scheduler"))
         if self.around.chance.happens("sweep"):
             with self.app.scope("scheduler") as scope:
                 presence.sweep(scope)
                 reports.forget(scope)
-
-    @staticmethod
-    def _first(scope: Scope) -> bool:
-        until = scope.now + timedelta(seconds=scope.settings.tick_s / 2)
-        epoch = leases.take(scope.tx, "rollouts.tick", scope.new_id(), now=scope.now, until=until)
-        return epoch is not None

@@ -55,6 +55,8 @@ class Lane:
 
     hands: Hands
     hand_up: Callable[[Event], None]
+    haste: float
+    """What share of its longest time a step takes at most."""
     seconds: float = 1.0
     _waiting: deque[tuple[Callable[[Cancellation], Event | None], Cancellation, float]] = field(
         default_factory=deque
@@ -66,7 +68,7 @@ class Lane:
         cancel = Cancellation()
         if droppable:
             self._open.add(cancel)
-        took = self.seconds * self.hands.chance.stream("work").random()
+        took = self.haste * self.seconds * self.hands.chance.stream("work").random()
         self._waiting.append((task, cancel, took))
         self._next()
 
@@ -129,6 +131,7 @@ class SimulatedWork(Work):
         files: its disk.
         hands: clock and draws.
         hand_up: takes what happened.
+        haste: what share of its longest time a step takes at most.
         trial: draws the result of a trial of a bundle against an incumbent.
     """
 
@@ -141,6 +144,7 @@ class SimulatedWork(Work):
         hand_up: Callable[[Event], None],
         trial: Callable[[str, str], TrialResult],
         ordered: Callable[[Ordered], None],
+        haste: float,
     ) -> None:
         self._slots = slots
         self._downloader: Any = Downloads(files, hands)
@@ -149,8 +153,8 @@ class SimulatedWork(Work):
         self._hands = hands
         self._drawn = trial
         self._note = ordered
-        self._checks: Any = Lane(hands, hand_up, SECONDS["order"])
-        self._steps: Any = Lane(hands, hand_up)
+        self._checks: Any = Lane(hands, hand_up, haste, SECONDS["order"])
+        self._steps: Any = Lane(hands, hand_up, haste)
 
     def start(self, task: Task) -> None:
         self._steps.seconds = SECONDS[type(task).__name__]

@@ -9,18 +9,18 @@ from typing import Any
 
 from control_plane.config import Settings
 from control_plane.domain.errors import FlotillaError
-from control_plane.services import enrollment, inventory, rollout_document, rollouts
-from control_plane.services.scope import Scope
-from tests.simulation import bundles, ending, ports, seeding
+from control_plane.services import enrollment
+from tests.simulation import bundles, ending, people, ports, seeding
 from tests.simulation.agenda import START
 from tests.simulation.application import MemoryDatabase, SimulatedApplication, is_drawn
 from tests.simulation.broker import Broker
 from tests.simulation.chance import Chance
 from tests.simulation.device import Device
 from tests.simulation.errors import ViolationError
-from tests.simulation.facts import Reader
+from tests.simulation.facts import Reader, Rollout
+from tests.simulation.people import NOBODY, Act
 from tests.simulation.safety import Safety
-from tests.simulation.scenario import Act, Scenario, draw
+from tests.simulation.scenario import PLAIN, Lean, Scenario, draw
 from tests.simulation.server import Gateway, Process, Scheduler
 from tests.simulation.world_parts import Surroundings
 
@@ -52,7 +52,7 @@ class World:
         seed: decides everything.
         database: shared by all worlds of this process, one after the other.
         off: faults to leave out.
-        storm: let every kind of fault happen.
+        lean: what its story leans towards.
     """
 
     def __init__(
@@ -60,14 +60,13 @@ class World:
         seed: int,
         database: MemoryDatabase,
         off: frozenset[str] = frozenset(),
-        *,
-        storm: bool = False,
+        lean: Lean = PLAIN,
     ) -> None:
         self.seed = seed
         self.clocks = ports.Clocks()
         self.agenda = self.clocks.agenda
         self.chance = Chance(seed, off)
-        self.scenario: Scenario = draw(self.chance, storm=storm)
+        self.scenario: Scenario = draw(self.chance, lean)
         self.database = database
         database.reset()
         self.lines: list[str] = []
@@ -81,6 +80,9 @@ class World:
             self.may_have,
             self.check_ack,
             lambda digest: self.scenario.badness[bundles.BY_DIGEST[digest].ref.version],
+            self.activation,
+            self.scenario.windows,
+            self.scenario.haste,
             self.scenario.tempo,
         )
         self.people = self._app("people", "people")
@@ -98,12 +100,16 @@ class World:
             self.devices[new.name] = Device(new.name, new.blueprint, ref, self.around)
         self.reader = Reader(database.raw)
         self.safety = Safety(
-            {name: device.truth for name, device in self.devices.items()}, lambda: self.agenda.now
+            {name: device.truth for name, device in self.devices.items()},
+            {new.name: new.site for new in self.scenario.devices},
+            lambda: self.agenda.now,
         )
         with database.transaction() as tx:
             seeding.devices(tx, self.agenda.date, self.scenario.devices)
+            for one in self.scenario.builds:
+                seeding.unbuild(tx, one.document["version"], one.document["blueprint"])
         self.facts = self.reader.read()
-        self.acting = ("", "")
+        self.acting = NOBODY
         self.acts_left = 0
         self.changed_at = self.agenda.now
         self.commits = 0
@@ -140,12 +146,31 @@ class World:
             after.rollouts,
             after.wanted,
         )
+        for rollout in after.rollouts.values():
+            self._ask(before.rollouts.get(rollout.name), rollout)
         if changed:
             self.changed_at = self.agenda.now
             if not who.startswith("scheduler"):  # a tick goes as far as it can by itself
                 self.chance.pick("which", self.schedulers).poke()
         if before.wanted != after.wanted or self.reader.count("outbox"):
             self.chance.pick("which", self.gateways).poke()
+
+    def _ask(self, known: Rollout | None, rollout: Rollout) -> None:
+        """Let people answer a wave that begins to wait for them."""
+        was = None if known is None else known.state
+        if rollout.state == "AWAITING_APPROVAL" != was and not self.chance.calm:
+            for act in people.asked(self.chance, rollout.name):
+                self.later_act(act.at, act)
+
+    def activation(self, execution: str) -> dict[str, Any] | None:
+        """Return the activation window of an execution's rollout, as its document has it."""
+        part = self.facts.parts.get(execution)
+        if part is None:
+            return None
+        window: dict[str, Any] | None = (
+            self.facts.rollouts[part.rollout].spec.get("windows", {}).get("activate")
+        )
+        return window
 
     def _tell(self, who: str, after: Any) -> None:
         for key, part in after.parts.items():
@@ -181,11 +206,10 @@ class World:
 
     def act(self, act: Act) -> bool:
         """Do what a person does; return whether it was legal."""
-        self.acting = (act.verb, act.rollout)
+        self.acting = act
         try:
-            # Nobody approves what they have started.
-            with self.people.scope("ben" if act.verb == "approve" else "ada") as scope:
-                self._do(scope, act)
+            with self.people.scope(act.who) as scope:
+                people.do(scope, act)
         except FlotillaError as error:
             self.trace("act.refused", act.verb, act.rollout or act.device, type(error).__name__)
             return False
@@ -196,25 +220,10 @@ class World:
             self.later_act(15.0, act)
             return True
         finally:
-            self.acting = ("", "")
-        self.trace("act", act.verb, act.rollout or act.device)
+            self.acting = NOBODY
+        self.trace("act", act.verb, act.rollout or act.device, act.who)
         self.around.counts["acts"] += 1
         return True
-
-    def _do(self, scope: Scope, act: Act) -> None:
-        match act.verb:
-            case "create":
-                spec = rollout_document.parse(act.document)
-                rollouts.create(scope, spec)
-                rollouts.start(scope, spec.name)
-            case "quarantine":
-                inventory.quarantine(scope, act.device, reason="stolen")
-            case "unquarantine":
-                inventory.unquarantine(scope, act.device)
-            case "abort_revert":
-                rollouts.abort(scope, act.rollout, mode="revert")
-            case verb:
-                getattr(rollouts, verb)(scope, act.rollout)
 
     def later_act(self, seconds: float, act: Act) -> None:
         self.acts_left += 1
@@ -231,7 +240,7 @@ class World:
         """Live through the seed's story, let the faults end, and bring everything to its end."""
         rule = why = ""
         try:
-            with ports.simulated(self.clocks):
+            with ports.simulated(self.clocks, self.scenario.sweep, self.scenario.offers):
                 self._begin()
                 while self.agenda.now < START + self.scenario.faults_s:
                     self.agenda.step()
@@ -258,7 +267,7 @@ class World:
             process.start()
         for device in self.devices.values():
             self.agenda.after(self.chance.between("boot", 0.0, 5.0), device.boot)
-        for act in self.scenario.acts:
+        for act in (*self.scenario.acts, *self.scenario.builds):
             self.later_act(act.at, act)
         self._plan_faults()
         self._look()

@@ -79,6 +79,23 @@ def _builds(fleet: Fleet, version: str, blueprint: str) -> list[str]:
     return [build.state for build in page.items]
 
 
+def test_a_device_that_a_newer_rollout_has_taken_over_joins_no_older_one(fleet: Fleet) -> None:
+    fleet.label("x86-64-avx2-0", ring="stable")
+    older = fleet.start("1.1.0", waves=ALL, selector='labels.ring = "stable"', dynamic=True)
+    fleet.succeed(older, "x86-64-avx2-0")
+    fleet.later(1)
+    fleet.add_version("1.2.0")
+    newer = fleet.start(
+        "1.2.0", waves=ALL, selector='labels.ring = "beta" or not labels.ring exists'
+    )
+    fleet.tick()
+    assert "arm64-board-1" in fleet.in_state(newer, E.OFFERED)
+    fleet.later(HOUR)
+    fleet.label("arm64-board-1", ring="stable")
+    fleet.tick()
+    assert "arm64-board-1" not in fleet.parts(older)
+
+
 def test_a_rollout_that_is_not_dynamic_stays_as_it_was_planned(fleet: Fleet) -> None:
     name = fleet.start("1.1.0", waves=ALL)
     fleet.add_devices_more(1)

@@ -74,7 +74,19 @@ def test_a_topic_belongs_to_one_relay_at_a_time(database: Database) -> None:
     _say(database, b"generation 2")
     assert _lease(database, "quick") == []
     with database.transaction() as tx:
-        outbox.delete(tx, [slow.id])  # what the slow one has published by now
+        outbox.delete(tx, [slow.id], "slow")  # what the slow one has published by now
+    assert [message.payload for message in _lease(database, "quick")] == [b"generation 2"]
+
+
+def test_a_confirmation_that_comes_late_forgets_no_newer_message(database: Database) -> None:
+    _say(database, b"generation 1")
+    (slow,) = _lease(database, "slow")
+    (again,) = _lease(database, "quick", LATER)  # the slow one's lease has run out
+    with database.transaction() as tx:
+        outbox.delete(tx, [again.id], "quick")
+    _say(database, b"generation 2")  # under the number that is free again, on SQLite
+    with database.transaction() as tx:
+        outbox.delete(tx, [slow.id], "slow")
     assert [message.payload for message in _lease(database, "quick")] == [b"generation 2"]
 
 
@@ -125,7 +137,7 @@ def test_a_published_message_is_gone(database: Database) -> None:
     _put(database, 3)
     leased = _lease(database, "a")
     with database.transaction() as tx:
-        outbox.delete(tx, [message.id for message in leased])
+        outbox.delete(tx, [message.id for message in leased], "a")
         assert not outbox.pending(tx, LATER)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from control_plane.domain.errors import IllegalTransitionError
+from control_plane.domain.gates import Group
 from control_plane.domain.rollout import (
     Approval,
     BreachScope,
@@ -15,6 +16,7 @@ from control_plane.domain.rollout import (
     RolloutState,
     WaveSpec,
 )
+from control_plane.domain.rollout_machine import advance
 from control_plane.domain.rollout_view import (
     Abort,
     Approve,
@@ -27,6 +29,7 @@ from control_plane.domain.rollout_view import (
     GiveWay,
     Halt,
     Hold,
+    Machine,
     Offer,
     OpenWave,
     Pause,
@@ -38,6 +41,7 @@ from control_plane.domain.rollout_view import (
     Succeed,
     Tick,
     TimeOut,
+    View,
     Withdraw,
 )
 from tests.unit.domain.rollout_model import E, Part, World, spec
@@ -181,6 +185,14 @@ def test_a_rollout_whose_devices_were_all_taken_over_gives_way() -> None:
     world, decisions = world.report(1, E.SUPERSEDED).settle()
     assert _kinds(decisions) == [GiveWay]
     assert world.machine.state is S.ABORTED
+
+
+def test_whoever_gives_way_leaves_nobody_of_a_halted_blueprint_waiting() -> None:
+    groups = (Group(0, "halted", {E.QUEUED: 1}), Group(0, "other", {E.SUPERSEDED: 1}))
+    going = Machine(state=S.RUNNING, wave=0, opened_at=(0.0,), halted=frozenset({"halted"}))
+    ended, decisions = advance(View(_running().spec, going, groups), Tick(), 0.0)
+    assert ended.state is S.ABORTED
+    assert decisions == (GiveWay(), Withdraw(for_good=True))
 
 
 @pytest.mark.parametrize(
