@@ -197,7 +197,7 @@ def glimpse(app: Application, names: list[str]) -> list[str]:
 
     Raises what the database raises when it is away.
     """
-    with app.database.reading() as tx:
+    with app.database.rehearsing() as tx:
         if tx.dialect.name == "postgresql":
             tx.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         wrong = [
