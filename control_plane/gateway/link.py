@@ -11,12 +11,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from control_plane.gateway.tls import GatheringSocket
 from control_plane.observability import logger
 
 KEEPALIVE_S = 60
 CONNECT_S = 5.0
-# paho scans what is in flight at every PUBACK: beyond this it costs more than it wins.
-IN_FLIGHT = 100
+FULL_S = 0.01
+"""How long to wait where the network takes no more for now."""
 
 log = logger(__name__)
 
@@ -103,7 +104,15 @@ class Link:
     def pump(self, timeout: float) -> bool:
         """Read and write for up to `timeout` seconds; False when the connection is lost."""
         client = self._client
-        return client is not None and client.loop(timeout) == MQTTErrorCode.MQTT_ERR_SUCCESS
+        if client is None:
+            return False
+        try:
+            wait = timeout if self._flush() else min(timeout, FULL_S)
+            alive = client.loop(wait) == MQTTErrorCode.MQTT_ERR_SUCCESS
+            self._flush()
+        except OSError:
+            return False
+        return alive
 
     def pump_writes(self) -> bool:
         """Write and keep alive without reading; False when the connection is lost.
@@ -114,10 +123,20 @@ class Link:
         if client is None:
             return False
         written = client.loop_write() if client.want_write() else MQTTErrorCode.MQTT_ERR_SUCCESS
-        return (
+        alive = (
             written == MQTTErrorCode.MQTT_ERR_SUCCESS
             and client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS
         )
+        try:
+            self._flush()
+        except OSError:
+            return False
+        return alive
+
+    def _flush(self) -> bool:
+        """Write what TLS has gathered; False when the network takes no more for now."""
+        socket = self._client.socket() if self._client is not None else None
+        return socket.flush() if isinstance(socket, GatheringSocket) else True
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int:
         """Send a message at QoS 1 and return its id; whether it went, `on_published` says."""
@@ -142,6 +161,9 @@ class Link:
         if client is not None:
             # Else a goodbye would call back into whoever uses us.
             client.on_disconnect = client.on_message = client.on_publish = None
+            socket = client.socket()
+            if isinstance(socket, GatheringSocket):
+                socket.stop_gathering()
             client.disconnect()
 
     def _new_client(self) -> mqtt.Client:
@@ -153,7 +175,8 @@ class Link:
             manual_ack=True,
         )
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(IN_FLIGHT)
+        # No limit of paho's: with one it scans what is in flight at every PUBACK. The relay limits.
+        client.max_inflight_messages_set(0)
         if self.address.username:
             client.username_pw_set(self.address.username, self.address.password)
         if self.address.tls is not None:

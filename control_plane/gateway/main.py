@@ -9,6 +9,7 @@ from control_plane.gateway.inbox import Inbox
 from control_plane.gateway.link import BrokerAddress, Link, LinkError
 from control_plane.gateway.outage import OutageError
 from control_plane.gateway.relay import POLL_S, Relay
+from control_plane.gateway.tls import GatheringSocket
 from control_plane.observability import logger
 
 QUIET_S = 0.005
@@ -40,21 +41,10 @@ def broker_address(app: Application) -> BrokerAddress:
 def _tls(app: Application) -> ssl.SSLContext:
     files = app.keyring.issue_service(app.settings.gateway_name, [], utc_now())
     context = ssl.create_default_context(cafile=str(app.keyring.ca_path))
-    context.sslsocket_class = _TidySocket
+    context.sslsocket_class = GatheringSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(files.certificate, files.key)
     return context
-
-
-class _TidySocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails; paho leaves that to the collector."""
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the base's signature
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
 
 
 class _BackOff:

@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -16,6 +16,7 @@ from control_plane.domain.errors import NotFoundError
 from control_plane.services.scope import Scope
 from control_plane.store import desired as store
 from control_plane.store import outbox
+from control_plane.store.outbox import FIRST, NEXT, Sending
 
 # A device must refuse an order that differs under a name it knows, so the name follows from
 # what the order is: the same device and generation, the same name.
@@ -54,7 +55,9 @@ def set_desired(scope: Scope, wanted: Sequence[Wanted]) -> dict[str, int]:
         for device, one in sorted(newest.items())
     ]
     store.save(scope.tx, rows, scope.now)
-    _send(scope, list(generations))
+    # What takes something back does not wait behind what hands something out.
+    ranks = {one.device: NEXT if one.action is Action.RUN else FIRST for one in newest.values()}
+    _send(scope, ranks)
     return {row.device: row.generation for row in rows}
 
 
@@ -73,7 +76,7 @@ def send_again(scope: Scope, behind: Mapping[DeviceId, int]) -> int:
     ]
     fresh = [renewed for row in rows if (renewed := _renewed(scope, row)) is not None]
     store.save(scope.tx, fresh, scope.now)
-    _send(scope, [row.device for row in rows])
+    _send(scope, {row.device: NEXT for row in rows})
     return len(rows)
 
 
@@ -159,8 +162,10 @@ def _renewed(scope: Scope, row: store.DesiredRow) -> store.DesiredRow | None:
     )
 
 
-def _send(scope: Scope, ids: Iterable[str]) -> None:
-    """Publish the orders of devices, as they were just stored or locked."""
-    outbox.put_orders(
-        scope.tx, scope.now, {DeviceId(one): topics.desired(topics.DeviceId(one)) for one in ids}
-    )
+def _send(scope: Scope, ranks: Mapping[DeviceId, int]) -> None:
+    """Publish the newest orders of devices; they were just stored or locked."""
+    orders = [
+        Sending(device, topics.desired(topics.DeviceId(device)), rank)
+        for device, rank in ranks.items()
+    ]
+    outbox.put_orders(scope.tx, scope.now, orders)

@@ -21,15 +21,32 @@ class Ran:
     ids: list[str]
 
 
+@dataclass(frozen=True)
+class Flying:
+    """The next of those in flight, and the states that they are in."""
+
+    ids: list[str]
+    states: list[ExecutionState]
+
+
 def first(
     tx: Transaction, which: ColumnElement[bool], states: Collection[ExecutionState], n: int
-) -> list[str]:
-    """Return the first n executions in these states."""
-    order = (execution.c.state, execution.c.wave, execution.c.position)
-    mine = select(execution.c.id).where(
-        which, execution.c.state.in_(sorted(state.value for state in states))
-    )
-    return list(tx.execute(mine.order_by(*order).limit(n)).scalars())
+) -> Flying:
+    """Return the first n executions in these states.
+
+    State by state: the index has each in the order of the plan, and not all of them together.
+    """
+    found = Flying([], [])
+    for state in sorted(states):
+        mine = select(execution.c.id).where(which, execution.c.state == state.value)
+        order = mine.order_by(execution.c.wave, execution.c.position)
+        ids = list(tx.execute(order.limit(n - len(found.ids))).scalars())
+        if ids:
+            found.ids.extend(ids)
+            found.states.append(state)
+        if len(found.ids) == n:
+            break
+    return found
 
 
 def ran(
