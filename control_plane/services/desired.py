@@ -2,7 +2,9 @@
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -16,11 +18,15 @@ from control_plane.domain.errors import NotFoundError
 from control_plane.services.scope import Scope
 from control_plane.store import desired as store
 from control_plane.store import outbox
+from control_plane.store.bulk import chunks
 from control_plane.store.outbox import FIRST, NEXT, Sending
 
 # A device must refuse an order that differs under a name it knows, so the name follows from
 # what the order is: the same device and generation, the same name.
 _ORDERS = uuid.UUID("6f3f4c0e-6e57-5f0a-9b1e-3a1f0c7f5d11")
+
+SIGNED_AT_ONCE = 250
+"""In one go: as many are stored in one statement while the next ones are signed."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,50 @@ def set_desired(scope: Scope, wanted: Sequence[Wanted]) -> dict[str, int]:
     Raises:
         NotFoundError: a bundle that does not exist.
     """
+    with ordering(scope, wanted) as generations:
+        return generations
+
+
+@contextmanager
+def ordering(scope: Scope, wanted: Sequence[Wanted]) -> Iterator[dict[str, int]]:
+    """Give devices new orders, as `set_desired`, while the caller writes what goes with them.
+
+    A signature costs as much time as a row, so many are made beside the block, which waits for the
+    database most of the time. At its end they are stored, and on their way.
+
+    Yields:
+        The new generation of each device; the devices' orders are locked.
+
+    Raises:
+        NotFoundError: a bundle that does not exist.
+    """
     newest = {one.device: one for one in wanted}
     bundles = _bundles(scope, newest)
-    generations = store.lock_generations(scope.tx, list(newest), scope.now)
-    rows = [
-        _row(scope, one, generations[device] + 1, bundles.get(one.digest))
-        for device, one in sorted(newest.items())
-    ]
-    store.save(scope.tx, rows, scope.now)
+    before = store.lock_generations(scope.tx, list(newest), scope.now)
+    generations = {device: n + 1 for device, n in before.items()}
+
+    def sign(some: Sequence[Wanted]) -> list[store.DesiredRow]:
+        return [_row(scope, one, generations[one.device], bundles.get(one.digest)) for one in some]
+
+    parts = list(chunks([newest[device] for device in sorted(newest)], SIGNED_AT_ONCE))
+    with _signing(parts, sign) as signed:
+        yield generations
+        for rows in signed:
+            store.save(scope.tx, rows, scope.now)
     # What takes something back does not wait behind what hands something out.
     ranks = {one.device: NEXT if one.action is Action.RUN else FIRST for one in newest.values()}
     _send(scope, ranks)
-    return {row.device: row.generation for row in rows}
+
+
+@contextmanager
+def _signing(
+    parts: Sequence[Sequence[Wanted]], sign: Callable[[Sequence[Wanted]], list[store.DesiredRow]]
+) -> Iterator[Iterator[list[store.DesiredRow]]]:
+    if len(parts) <= 1:
+        yield map(sign, parts)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="signing") as pool:
+        yield pool.map(sign, parts)
 
 
 def send_again(scope: Scope, behind: Mapping[DeviceId, int]) -> int:

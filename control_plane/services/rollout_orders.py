@@ -75,9 +75,9 @@ def _offer(scope: Scope, spec: RolloutSpec, offer: Offer) -> int:
     if fit:
         offers.supersede(scope.tx, scope.now, spec.name, [one.device for one in fit])
         window = rollout_inputs.activation_window(scope, spec)
-        generations = desired.set_desired(scope, _runs(spec, fit, window))
         times = None if window is None else (_time(window.opens_at), _time(window.closes_at))
-        offers.offer(scope.tx, scope.now, spec.name, fit, generations, window=times)
+        with desired.ordering(scope, _runs(spec, fit, window)) as generations:
+            offers.offer(scope.tx, scope.now, spec.name, fit, generations, window=times)
     return len(fit)
 
 
