@@ -4,10 +4,11 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -18,6 +19,10 @@ KEEPALIVE_S = 60
 CONNECT_S = 5.0
 FULL_S = 0.01
 """How long to wait where the network takes no more for now."""
+
+MID_BYTES = 2
+_ACKNOWLEDGED = ReasonCode(PacketTypes.PUBACK)
+_NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]  # of paho
 
 log = logger(__name__)
 
@@ -52,6 +57,23 @@ class BrokerAddress:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+class _Client(mqtt.Client):
+    """paho's client, with a PUBACK read as what it is in 3.1.1: a message id, nothing else.
+
+    paho makes a reason code and properties of MQTT 5 for each, which costs as much as the rest.
+    """
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        packet = self._in_packet["packet"]
+        if cmd != "PUBACK" or len(packet) != MID_BYTES:
+            return super()._handle_pubackcomp(cmd)
+        mid = int.from_bytes(packet, "big")
+        with self._out_message_mutex:
+            if mid in self._out_messages:
+                return self._do_on_publish(mid, _ACKNOWLEDGED, _NO_PROPERTIES)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class Link:
@@ -167,7 +189,7 @@ class Link:
             client.disconnect()
 
     def _new_client(self) -> mqtt.Client:
-        client = mqtt.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self.address.client_id,
             clean_session=False,
