@@ -1,7 +1,6 @@
 """The relay: from the outbox to the broker; a row goes when the broker has acknowledged it."""
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -27,14 +26,8 @@ class _Held:
     """A batch under way."""
 
     name: str
-    replaced: Collection[int]
     waiting: dict[int, int] = field(default_factory=dict)  # MQTT message id -> outbox row
     done: list[int] = field(default_factory=list)
-
-    @property
-    def ids(self) -> list[int]:
-        """Rows that may go: with the last of its messages, those that they replace."""
-        return self.done if self.waiting else [*self.done, *self.replaced]
 
 
 class Relay:
@@ -75,7 +68,7 @@ class Relay:
             return
         with transaction(self._app) as scope:
             for held in done:
-                outbox.delete(scope.tx, held.ids)
+                outbox.delete(scope.tx, held.done)
                 outbox.give_back(scope.tx, held.name)
             if slow:
                 self._prolong(scope)
@@ -86,7 +79,7 @@ class Relay:
             self._prolong_at = began + LEASE_S / 3
         if batch is None:
             return
-        if batch.messages or batch.replaced:
+        if batch.messages:
             self._publish(link, batch, began)
         else:
             self._look_at = began + POLL_S
@@ -98,7 +91,7 @@ class Relay:
         """
         with transaction(self._app) as scope:
             for held in self._held:
-                outbox.delete(scope.tx, held.ids)
+                outbox.delete(scope.tx, held.done)
             outbox.release(scope.tx, self._owner)
         self._held = []
         self._look_at = self._join_at = 0.0
@@ -122,15 +115,13 @@ class Relay:
         return outbox.take(scope.tx, scope.now, hold, shards=share, limit=MESSAGES)
 
     def _publish(self, link: Link, batch: Batch, began: float) -> None:
-        held = _Held(batch.name, batch.replaced)
+        held = _Held(batch.name)
         if not self._held:
             self._prolong_at = began + LEASE_S / 3
         self._held.append(held)
         for message in batch.messages:
             if time.monotonic() - began > LEASE_S / 2:
-                # We were held up: another relay may soon publish what is newer.
-                held.replaced = ()
-                break
+                break  # we were held up: another relay may soon publish what is newer
             mid = link.publish(message.topic, message.payload, retain=message.retain)
             held.waiting[mid] = message.id
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, String, Table, any_, literal
+from sqlalchemy import ColumnElement, String, Table, any_, func, literal, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from control_plane.store.database import Transaction
@@ -26,6 +26,16 @@ def among(tx: Transaction, column: ColumnElement[str], keys: Sequence[str]) -> C
     if tx.dialect.name == "postgresql":
         return column == any_(literal(list(keys), postgresql.ARRAY(String)))
     return column.in_(keys)
+
+
+def plan_anew(tx: Transaction) -> None:
+    """Let PostgreSQL plan the rest of the transaction's statements by the tables as they are now.
+
+    Else a connection keeps a plan from when a table was small, and reads the whole of it in each
+    statement while it grows. For few and large statements.
+    """
+    if tx.dialect.name == "postgresql":
+        tx.execute(select(func.set_config("plan_cache_mode", "force_custom_plan", true())))
 
 
 def insert_ignoring(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:

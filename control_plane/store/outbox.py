@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from control_plane.domain.device import DeviceId
 from control_plane.store import leases
-from control_plane.store.bulk import as_records, chunks, records
+from control_plane.store.bulk import as_records, chunks, plan_anew, records
 from control_plane.store.database import Transaction
 from control_plane.store.schema import desired, lease, outbox, outbox_shard
 
@@ -89,12 +89,10 @@ class Hold(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Shards that one relay holds, under a name of their own, and what to do for them."""
+    """What a relay is to publish for the shards that it holds under a name of their own."""
 
     name: str
     messages: Sequence[Due]
-    replaced: Sequence[int]
-    """To forget with the others: one of `messages` goes in their place."""
 
 
 def shard_of(topic: str) -> int:
@@ -163,6 +161,9 @@ def join(tx: Transaction, now: datetime, *, owner: str, until: datetime) -> int:
 def take(tx: Transaction, now: datetime, hold: Hold, *, shards: int, limit: int) -> Batch:
     """Take free shards in which messages wait, and return the first messages of each.
 
+    What another message of a topic replaces is forgotten; where nothing is left to publish, no
+    shard is held.
+
     Args:
         tx: the transaction.
         now: the time.
@@ -175,14 +176,19 @@ def take(tx: Transaction, now: datetime, hold: Hold, *, shards: int, limit: int)
     query = select(outbox_shard.c.shard).where(free, waits).order_by(outbox_shard.c.until)
     taken = list(tx.execute(query.limit(shards).with_for_update(skip_locked=True)).scalars())
     if not taken:
-        return Batch(hold.batch, (), ())
+        return Batch(hold.batch, ())
     held = update(outbox_shard).where(outbox_shard.c.shard.in_(taken))
     tx.execute(held.values(**hold._asdict()))
+    plan_anew(tx)
     # A statement of its own, after the shards are ours: it sees what their last relay left.
     given = taken if tx.dialect.name == "postgresql" else json.dumps(taken)
     found = tx.execute(_first(tx.dialect.name), {"shards": given, "each": -(-limit // len(taken))})
     rows = sorted(map(_Row._make, found), key=lambda row: (row.rank, row.id))
-    return Batch(hold.batch, *_apart(rows))
+    due, replaced = _apart(rows)
+    delete(tx, replaced)
+    if not due:
+        give_back(tx, hold.batch)
+    return Batch(hold.batch, due)
 
 
 class _Row(NamedTuple):

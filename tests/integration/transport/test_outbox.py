@@ -49,7 +49,7 @@ def _take(
 
 def _settle(database: Database, batch: Batch) -> None:
     with database.transaction() as tx:
-        outbox.delete(tx, [*(due.id for due in batch.messages), *batch.replaced])
+        outbox.delete(tx, [due.id for due in batch.messages])
         outbox.give_back(tx, batch.name)
 
 
@@ -228,6 +228,16 @@ def test_an_order_of_a_device_that_is_gone_is_forgotten(database: Database) -> N
     assert _waiting(database) == 0
 
 
+def test_where_nothing_is_left_to_publish_no_shard_is_held(database: Database) -> None:
+    _order(database, "edge-1")
+    with database.transaction() as tx:
+        tx.execute(text("DELETE FROM device"))
+    assert _topics(_take(database, "a")) == []
+    with database.reading() as tx:
+        assert set(tx.execute(select(schema.outbox_shard.c.owner)).scalars()) == {""}
+    assert _waiting(database) == 0
+
+
 def test_what_takes_back_goes_before_what_hands_out(database: Database) -> None:
     offered = [f"edge-{number:03}" for number in range(300)]
     _order(database, *offered)
@@ -249,9 +259,7 @@ def test_of_retained_messages_in_a_batch_only_the_newest_is_published(database: 
     _say(database, *(b"%d" % number for number in range(50)))
     batch = _take(database, "a")
     assert _payloads(batch) == [b"49"]
-    assert len(batch.replaced) == 49
-    _settle(database, batch)
-    assert _waiting(database) == 0
+    assert _waiting(database) == 1
 
 
 def test_messages_that_are_not_retained_are_all_published_in_order(database: Database) -> None:
