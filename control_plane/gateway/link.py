@@ -17,8 +17,6 @@ from control_plane.observability import logger
 
 KEEPALIVE_S = 60
 CONNECT_S = 5.0
-# paho scans what is in flight at every PUBACK: beyond this it costs more than it wins.
-IN_FLIGHT = 100
 MOST_READ = 250
 
 log = logger(__name__)
@@ -197,7 +195,8 @@ class Link:
             manual_ack=True,
         )
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(IN_FLIGHT)
+        # No limit of paho's: with one it scans what is in flight at every PUBACK. The relay limits.
+        client.max_inflight_messages_set(0)
         if self.address.username:
             client.username_pw_set(self.address.username, self.address.password)
         if self.address.tls is not None:

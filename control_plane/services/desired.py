@@ -2,7 +2,9 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -16,10 +18,15 @@ from control_plane.domain.errors import NotFoundError
 from control_plane.services.scope import Scope
 from control_plane.store import desired as store
 from control_plane.store import outbox
+from control_plane.store.bulk import chunks
+from control_plane.store.outbox import FIRST, NEXT, Sending
 
 # A device must refuse an order that differs under a name it knows, so the name follows from
 # what the order is: the same device and generation, the same name.
 _ORDERS = uuid.UUID("6f3f4c0e-6e57-5f0a-9b1e-3a1f0c7f5d11")
+
+SIGNED_AT_ONCE = 250
+"""In one go: as many are stored in one statement while the next ones are signed."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,50 @@ def set_desired(scope: Scope, wanted: Sequence[Wanted]) -> dict[str, int]:
     Raises:
         NotFoundError: a bundle that does not exist.
     """
+    with ordering(scope, wanted) as generations:
+        return generations
+
+
+@contextmanager
+def ordering(scope: Scope, wanted: Sequence[Wanted]) -> Iterator[dict[str, int]]:
+    """Give devices new orders, as `set_desired`, while the caller writes what goes with them.
+
+    A signature costs as much time as a row, so many are made beside the block, which waits for the
+    database most of the time. At its end they are stored, and on their way.
+
+    Yields:
+        The new generation of each device; the devices' orders are locked.
+
+    Raises:
+        NotFoundError: a bundle that does not exist.
+    """
     newest = {one.device: one for one in wanted}
     bundles = _bundles(scope, newest)
-    generations = store.lock_generations(scope.tx, list(newest), scope.now)
-    rows = [
-        _row(scope, one, generations[device] + 1, bundles.get(one.digest))
-        for device, one in sorted(newest.items())
-    ]
-    store.save(scope.tx, rows, scope.now)
-    _send(scope, list(generations))
-    return {row.device: row.generation for row in rows}
+    before = store.lock_generations(scope.tx, list(newest), scope.now)
+    generations = {device: n + 1 for device, n in before.items()}
+
+    def sign(some: Sequence[Wanted]) -> list[store.DesiredRow]:
+        return [_row(scope, one, generations[one.device], bundles.get(one.digest)) for one in some]
+
+    parts = list(chunks([newest[device] for device in sorted(newest)], SIGNED_AT_ONCE))
+    with _signing(parts, sign) as signed:
+        yield generations
+        for rows in signed:
+            store.save(scope.tx, rows, scope.now)
+    # What takes something back does not wait behind what hands something out.
+    ranks = {one.device: NEXT if one.action is Action.RUN else FIRST for one in newest.values()}
+    _send(scope, ranks)
+
+
+@contextmanager
+def _signing(
+    parts: Sequence[Sequence[Wanted]], sign: Callable[[Sequence[Wanted]], list[store.DesiredRow]]
+) -> Iterator[Iterator[list[store.DesiredRow]]]:
+    if len(parts) <= 1:
+        yield map(sign, parts)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="signing") as pool:
+        yield pool.map(sign, parts)
 
 
 def send_again(scope: Scope, behind: Mapping[DeviceId, int]) -> int:
@@ -73,7 +114,7 @@ def send_again(scope: Scope, behind: Mapping[DeviceId, int]) -> int:
     ]
     fresh = [renewed for row in rows if (renewed := _renewed(scope, row)) is not None]
     store.save(scope.tx, fresh, scope.now)
-    _send(scope, [row.device for row in rows])
+    _send(scope, {row.device: NEXT for row in rows})
     return len(rows)
 
 
@@ -159,8 +200,10 @@ def _renewed(scope: Scope, row: store.DesiredRow) -> store.DesiredRow | None:
     )
 
 
-def _send(scope: Scope, ids: Iterable[str]) -> None:
-    """Publish the orders of devices, as they were just stored or locked."""
-    outbox.put_orders(
-        scope.tx, scope.now, {DeviceId(one): topics.desired(topics.DeviceId(one)) for one in ids}
-    )
+def _send(scope: Scope, ranks: Mapping[DeviceId, int]) -> None:
+    """Publish the newest orders of devices; they were just stored or locked."""
+    orders = [
+        Sending(device, topics.desired(topics.DeviceId(device)), rank)
+        for device, rank in ranks.items()
+    ]
+    outbox.put_orders(scope.tx, scope.now, orders)

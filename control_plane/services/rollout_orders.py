@@ -1,7 +1,7 @@
 """Carries decisions out: orders to devices, and the executions that they move."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -75,30 +75,37 @@ def _offer(scope: Scope, spec: RolloutSpec, offer: Offer) -> int:
     if fit:
         offers.supersede(scope.tx, scope.now, spec.name, [one.device for one in fit])
         window = rollout_inputs.activation_window(scope, spec)
-        generations = desired.set_desired(scope, [_run(spec, one, window) for one in fit])
         times = None if window is None else (_time(window.opens_at), _time(window.closes_at))
-        offers.offer(scope.tx, scope.now, spec.name, fit, generations, window=times)
+        with desired.ordering(scope, _runs(spec, fit, window)) as generations:
+            offers.offer(scope.tx, scope.now, spec.name, fit, generations, window=times)
     return len(fit)
 
 
-def _run(spec: RolloutSpec, one: offers.Candidate | ExecutionRow, window: Opening | None) -> Wanted:
-    return Wanted(
-        device=one.device,
-        action=Action.RUN,
-        digest=one.digest,
-        rollout=spec.name,
-        execution=one.id,
-        trial=TrialPolicy(
-            tolerances=dict(spec.gates.tolerance),
-            min_blocks=spec.trial.min_blocks,
-            max_blocks=spec.trial.max_blocks,
-            tokens=spec.trial.tokens,
-            retry_s=spec.trial.retry_s,
-        ),
-        activate=_told(window),
-        soak_s=spec.wave_soak_s(one.wave),
-        max_tries=spec.max_tries,
+def _runs(
+    spec: RolloutSpec, parts: Sequence[offers.Candidate | ExecutionRow], window: Opening | None
+) -> list[Wanted]:
+    trial = TrialPolicy(
+        tolerances=dict(spec.gates.tolerance),
+        min_blocks=spec.trial.min_blocks,
+        max_blocks=spec.trial.max_blocks,
+        tokens=spec.trial.tokens,
+        retry_s=spec.trial.retry_s,
     )
+    told = _told(window)
+    return [
+        Wanted(
+            device=one.device,
+            action=Action.RUN,
+            digest=one.digest,
+            rollout=spec.name,
+            execution=one.id,
+            trial=trial,
+            activate=told,
+            soak_s=spec.wave_soak_s(one.wave),
+            max_tries=spec.max_tries,
+        )
+        for one in parts
+    ]
 
 
 def _told(window: Opening | None) -> ActivationWindow | msgspec.UnsetType:
@@ -115,12 +122,12 @@ def requeue(scope: Scope, name: str, blueprint: str, most: int) -> int:
 
 def _requeue(scope: Scope, name: str, blueprint: str, most: int) -> list[Moved]:
     which = executions.of_blueprint(name, blueprint) & activation.not_begun(scope.now)
-    ids = sweeps.first(scope.tx, which, activation.MAY_WAIT, most)
+    found = sweeps.first(scope.tx, which, activation.MAY_WAIT, most)
     moved = executions.move(
         scope.tx,
         scope.now,
-        executions.among(ids),
-        activation.MAY_WAIT,
+        executions.among(found.ids),
+        found.states,
         E.QUEUED,
         reason="withdrawn",
         offered_at=None,
@@ -145,7 +152,7 @@ def _next_window(scope: Scope, spec: RolloutSpec, waves: int, closed_before: flo
     rows = activation.lapsed(scope.tx, spec.name, waves, _time(closed_before))
     if window is None or not rows:
         return
-    generations = desired.set_desired(scope, [_run(spec, row, window) for row in rows])
+    generations = desired.set_desired(scope, _runs(spec, rows, window))
     executions.set_generations(scope.tx, {row.id: generations[row.device] for row in rows})
     ids = [row.id for row in rows]
     activation.set_windows(scope.tx, ids, _time(window.opens_at), _time(window.closes_at))
@@ -171,10 +178,10 @@ def _join(scope: Scope, spec: RolloutSpec) -> None:
     executions.add(scope.tx, rows)
 
 
-def cancel(scope: Scope, ids: Collection[str]) -> None:
-    """End those of these executions that are in flight, and hold their devices."""
+def cancel(scope: Scope, ids: Collection[str], states: Collection[E] = IN_FLIGHT) -> None:
+    """End those of these executions that are in flight, in these states, and hold their devices."""
     which = executions.among(ids)
-    moved = executions.move(scope.tx, scope.now, which, IN_FLIGHT, E.CANCELED, reason="withdrawn")
+    moved = executions.move(scope.tx, scope.now, which, states, E.CANCELED, reason="withdrawn")
     withdrawal.hold(scope, moved)
 
 

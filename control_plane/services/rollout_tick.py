@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from control_plane.domain.gates import Group
@@ -162,7 +162,7 @@ def load_view(scope: Scope, row: RolloutRow) -> View:
     spec = rollout_document.spec_of(row.name, row.spec)
     groups = _groups(scope, row.name)
     view = View(spec, machine, groups)
-    if view.in_flight:
+    if view.in_flight and _may_be_overdue(scope, spec, row):
         overdue = executions.count_overdue(scope.tx, row.name, _overdue(scope, spec, machine))
         view = replace(view, overdue=overdue)
     if machine.state is RolloutState.REVERTING:
@@ -232,6 +232,17 @@ def _overdue(scope: Scope, spec: RolloutSpec, machine: Machine) -> Overdue:
     )
     steps = {step: datetime.fromtimestamp(now - at, UTC) for step, at in limits.steps.items()}
     return Overdue(machine.wave + 1, silent, offered, steps, scope.now)
+
+
+def _may_be_overdue(scope: Scope, spec: RolloutSpec, row: RolloutRow) -> bool:
+    """Return whether anybody can be late yet: nobody is in flight for longer than the rollout.
+
+    So the many who have just been offered it are not looked at, one by one, at each of its steps.
+    """
+    limits = spec.timeouts
+    least = min((limits.silent_s, limits.execution_s, *limits.steps.values()))
+    began = row.started_at
+    return began is None or scope.now - began >= timedelta(seconds=least)
 
 
 def _blueprints(view: View) -> list[str]:

@@ -36,6 +36,6 @@ def hold(scope: Scope, moved: Sequence[Moved]) -> None:
         Wanted(device=one.device, action=Action.HOLD, rollout=one.rollout, execution=one.id)
         for one in moved
     ]
-    generations = desired.set_desired(scope, wanted)
-    # What a device says under an older order is from before it was taken back.
-    executions.set_generations(scope.tx, {one.id: generations[one.device] for one in moved})
+    with desired.ordering(scope, wanted) as generations:
+        # What a device says under an older order is from before it was taken back.
+        executions.set_generations(scope.tx, {one.id: generations[one.device] for one in moved})

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, String, Table, any_, bindparam, literal
+from sqlalchemy import ColumnElement, String, Table, any_, bindparam, func, literal, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from control_plane.store.database import Transaction
@@ -34,6 +34,16 @@ def among_bound(dialect: str, column: ColumnElement[str], name: str) -> ColumnEl
     if dialect == "postgresql":
         return column == any_(bindparam(name, type_=postgresql.ARRAY(String)))
     return column.in_(bindparam(name, expanding=True))
+
+
+def plan_anew(tx: Transaction) -> None:
+    """Let PostgreSQL plan the rest of the transaction's statements by the tables as they are now.
+
+    Else a connection keeps a plan from when a table was small, and reads the whole of it in each
+    statement while it grows. For few and large statements.
+    """
+    if tx.dialect.name == "postgresql":
+        tx.execute(select(func.set_config("plan_cache_mode", "force_custom_plan", true())))
 
 
 @cache

@@ -1,5 +1,6 @@
 """What every device should run: one row a device, whose generation only grows."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,11 +71,14 @@ def save(tx: Transaction, rows: Sequence[DesiredRow], now: datetime) -> None:
                 "digest": row.digest,
                 "rollout": row.rollout,
                 "execution": row.execution,
-                "envelope": row.envelope.decode(),
             }
             for row in some
         ]
-        tx.execute(_save(tx.dialect.name), {"rows": as_records(orders), "at": now})
+        # Apart from the rest: PostgreSQL reads a long text out of JSON letter by letter.
+        signed = [row.envelope.decode() for row in some]
+        lines = "\n".join(signed) if tx.dialect.name == "postgresql" else json.dumps(signed)
+        values = {"rows": as_records(orders), "signed": lines, "at": now}
+        tx.execute(_save(tx.dialect.name), values)
 
 
 @cache
@@ -89,23 +93,33 @@ def _blank(dialect: str) -> TextClause:
 
 @cache
 def _save(dialect: str) -> TextClause:
-    orders = records(
-        dialect, "rows", device="text", generation="bigint", action="text", digest="text",
-        rollout="text", execution="text", envelope="text",
-    )  # fmt: skip
     return text(
         "UPDATE desired SET generation = rows.generation, action = rows.action,"  # noqa: S608 - our own words
         " digest = rows.digest, rollout = rows.rollout, execution_id = rows.execution,"
-        f" envelope = {_BYTES[dialect]}, issued_at = :at FROM {orders}"
+        f" envelope = {_BYTES[dialect]}, issued_at = :at FROM {_SIGNED[dialect]}"
         " WHERE desired.device_id = rows.device"
     ).bindparams(_AT)
 
 
 _AT = bindparam("at", type_=desired.c.issued_at.type)
-# An envelope is JSON in ASCII, so that text carries its bytes.
+# An envelope is JSON in ASCII on one line, so that lines of text carry its bytes.
 _BYTES = {
     "postgresql": "convert_to(rows.envelope, 'UTF8')",
     "sqlite": "CAST(rows.envelope AS BLOB)",
+}
+_COLUMNS = {
+    "device": "text", "generation": "bigint", "action": "text", "digest": "text",
+    "rollout": "text", "execution": "text",
+}  # fmt: skip
+_TYPED = ", ".join(f"{column} {kind}" for column, kind in _COLUMNS.items())
+_READ = ", ".join(f"json_extract(row.value, '$.{column}') AS {column}" for column in _COLUMNS)
+# Rows and lines side by side, the first with the first.
+_SIGNED = {
+    "postgresql": f"ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS ({_TYPED}),"
+    " unnest(string_to_array(:signed, chr(10))))"
+    f" AS rows({', '.join(_COLUMNS)}, envelope)",
+    "sqlite": f"(SELECT {_READ}, line.value AS envelope FROM json_each(:rows) AS row"  # noqa: S608 - our own words
+    " JOIN json_each(:signed) AS line ON line.key = row.key) AS rows",
 }
 _NOTHING = {"postgresql": "CAST('' AS bytea)", "sqlite": "x''"}
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    TextClause,
     and_,
     bindparam,
     func,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 
@@ -30,6 +32,7 @@ from agent.protocol.words import ExecutionState
 from control_plane.domain.device import DeviceId
 from control_plane.domain.rollout import ENDED, IN_FLIGHT, STEPS
 from control_plane.store import history, overdue, standing, tallies
+from control_plane.store.bulk import as_records, chunks, records
 from control_plane.store.database import Transaction
 from control_plane.store.overdue import Overdue
 from control_plane.store.schema import (
@@ -238,14 +241,18 @@ def move(
 
 def set_generations(tx: Transaction, ids: Mapping[str, int], column: str = "generation") -> None:
     """Note which order an execution's device was last sent."""
-    if not ids:
-        return
-    statement = (
-        update(execution)
-        .where(execution.c.id == bindparam("of"))
-        .values({column: bindparam("new_generation")})
+    for some in chunks(sorted(ids.items())):
+        rows = as_records([{"part": key, "generation": n} for key, n in some])
+        tx.execute(_set_generations(tx.dialect.name, execution.c[column].name), {"rows": rows})
+
+
+@cache
+def _set_generations(dialect: str, column: str) -> TextClause:
+    rows = records(dialect, "rows", part="text", generation="bigint")
+    return text(
+        f"UPDATE execution SET {column} = rows.generation FROM {rows}"  # noqa: S608 - our own words
+        " WHERE execution.id = rows.part"
     )
-    tx.execute(statement, [{"of": key, "new_generation": n} for key, n in ids.items()])
 
 
 def of_blueprint(name: str, blueprint: str) -> ColumnElement[bool]:

@@ -22,13 +22,22 @@ class Ran:
     ids: list[str]
 
 
+@dataclass(frozen=True)
+class Flying:
+    """The next of those in flight, and the states that they are in."""
+
+    ids: list[str]
+    states: list[ExecutionState]
+
+
 def first(
     tx: Transaction, which: ColumnElement[bool], states: Collection[ExecutionState], n: int
-) -> list[str]:
+) -> Flying:
     """Return the first n executions in these states."""
     order = (execution.c.standing, execution.c.wave, execution.c.position)
-    mine = select(execution.c.id).where(which, standing.among(states))
-    return list(tx.execute(mine.order_by(*order).limit(n)).scalars())
+    mine = select(execution.c.id, execution.c.state).where(which, standing.among(states))
+    rows = tx.execute(mine.order_by(*order).limit(n)).all()
+    return Flying([row[0] for row in rows], sorted({ExecutionState(row[1]) for row in rows}))
 
 
 def ran(

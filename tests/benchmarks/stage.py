@@ -142,6 +142,9 @@ def stage() -> Iterator[Stage]:
     """Start the services; everything is gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="flotilla-bench-"))
     postgres = services.postgresql()
+    # What a small server of a fleet would have (docs/capacity.md).
+    for option in ("shared_buffers=512MB", "max_wal_size=8GB", "random_page_cost=1.1"):
+        postgres.argv += ["-c", option]
     broker: services.Service | None = None
     app: Application | None = None
     try:

@@ -153,14 +153,14 @@ def a_halt_lets_offers_through() -> AbstractContextManager[None]:
 
 def the_relay_forgets_what_it_takes() -> AbstractContextManager[None]:
     """A row leaves the outbox when it is taken, not when the broker has it."""
-    real = outbox.lease
+    real = outbox.take
 
-    def lease(tx: Any, *args: Any, **more: Any) -> Any:
-        taken = real(tx, *args, **more)
-        outbox.delete(tx, [message.id for message in taken], more["owner"])
-        return taken
+    def take(tx: Any, *args: Any, **more: Any) -> Any:
+        batch = real(tx, *args, **more)
+        outbox.delete(tx, [message.id for message in batch.messages], batch.name)
+        return batch
 
-    return _instead((outbox, "lease", lease))
+    return _instead((outbox, "take", take))
 
 
 PLANTED: dict[str, Fault] = {

@@ -27,6 +27,7 @@ from control_plane.store import desired as desired_store
 from control_plane.store import executions as execution_store
 from control_plane.store import offers, outbox, tallies
 from control_plane.store import reports as report_store
+from control_plane.store.outbox import Due, Outgoing
 from control_plane.store.reports import ReportKey
 from control_plane.store.schema import execution
 
@@ -253,14 +254,25 @@ def two_rollouts_at_once() -> AbstractContextManager[None]:
 
 
 def the_older_order_goes_last() -> AbstractContextManager[None]:
-    """Of several orders for a device, all are published, the newest first."""
-    real = outbox.lease
+    """Orders are sent as they were when stored; of several for a device, the newest goes first."""
+    real = outbox.take
 
-    def lease(*args: Any, **more: Any) -> Any:
-        return real(*args, **more)[::-1]
+    def put(tx: Any, now: Any, orders: Any) -> None:
+        rows = {
+            row.device: row.envelope
+            for row in desired_store.lock_orders(tx, [one.device for one in orders])
+        }
+        outbox.put_all(tx, now, [Outgoing(one.topic, rows[one.device], True) for one in orders])  # noqa: FBT003
+
+    def take(*args: Any, **more: Any) -> Any:
+        batch = real(*args, **more)
+        return replace(batch, messages=batch.messages[::-1])
+
+    def all_of_them(rows: Any) -> Any:
+        return [Due(row.id, row.topic, row.payload, row.retain) for row in rows], []
 
     return instead(
-        (outbox, "lease", lease), (outbox, "_newest", lambda _tx, leased, _owner: leased)
+        (outbox, "put_orders", put), (outbox, "take", take), (outbox, "_apart", all_of_them)
     )
 
 

@@ -4,6 +4,7 @@ from control_plane.store.schema.columns import UtcDateTime, metadata
 from control_plane.store.schema.delivery import (
     lease,
     outbox,
+    outbox_shard,
     sweep_position,
     webhook,
     webhook_delivery,
@@ -73,6 +74,7 @@ __all__ = [
     "metadata",
     "model_version",
     "outbox",
+    "outbox_shard",
     "report_seen",
     "rollout",
     "sweep_position",

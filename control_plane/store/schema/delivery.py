@@ -9,6 +9,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -16,20 +17,33 @@ from sqlalchemy import (
 
 from control_plane.store.schema.columns import BigId, Name, metadata, when
 
-# The one way out: rows are written in the transaction that caused them; the relay publishes.
+# The one way out: rows are written in the transaction that caused them; the relays publish.
 outbox = Table(
     "outbox",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True),
-    Column("kind", String(16), nullable=False),  # mqtt | task
-    Column("topic", String(256), nullable=False),  # MQTT topic or task name
+    Column("kind", String(16), nullable=False),  # order: `desired` has the payload | mqtt
+    Column("topic", String(256), nullable=False),
+    Column("device_id", String(63), nullable=False, default="", server_default=""),  # of an order
     Column("payload", LargeBinary, nullable=False),
     Column("retain", Boolean, nullable=False, default=False),
     when("created_at"),
+    Column("shard", SmallInteger, nullable=False, server_default="0"),  # a hash of the topic
+    Column("rank", SmallInteger, nullable=False, server_default="1"),  # the lower goes first
+    # Of the release before, whose relays leased row by row; nobody reads them any more.
     Column("lease_owner", Name, nullable=False, default=""),
     when("lease_until", nullable=True),
-    Index(None, "kind", "id"),
-    Index(None, "topic", "id"),
+    Index(None, "shard", "rank", "id"),
+)
+
+# Which relay publishes what: all topics of a shard are one relay's at a time.
+outbox_shard = Table(
+    "outbox_shard",
+    metadata,
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("owner", Name, nullable=False),  # a relay, or empty
+    Column("batch", String(32), nullable=False),  # of its relay's, given back together
+    when("until"),  # after that it is free, whoever has it
 )
 
 # A named lease with a fencing epoch; economy, never safety.

@@ -19,7 +19,8 @@ from control_plane.domain.errors import ConflictError
 from control_plane.services import desired, invalidation, inventory, presence, reports, rollouts
 from control_plane.services.desired import Wanted
 from control_plane.services.reports import Incoming
-from control_plane.store import executions, schema
+from control_plane.store import executions, outbox, schema
+from control_plane.store.outbox import Hold
 from tests.integration.engine.conftest import Fleet
 from tests.integration.transport.orders import open_order
 
@@ -210,8 +211,9 @@ def test_an_order_sent_again_never_overtakes_the_newer_one(fleet: Fleet, age: fl
         greeted = start(greet)
         until(lambda: greeted.done() or waiting(fleet) > 0, "the greeting is being answered")
     assert fleet.order(device).generation == newer
-    of_device = schema.outbox.c.topic == topics.desired(topics.DeviceId(device))
-    query = select(schema.outbox.c.payload).where(of_device).order_by(schema.outbox.c.id)
     with fleet.scope() as scope:
-        sent = [open_order(fleet.app, row) for row in scope.tx.execute(query).scalars()]
-    assert sent[-1].generation == newer
+        hold = Hold("relay", scope.new_id(), scope.now)
+        batch = outbox.take(scope.tx, scope.now, hold, shards=outbox.SHARDS, limit=100)
+    topic = topics.desired(topics.DeviceId(device))
+    sent = [open_order(fleet.app, due.payload) for due in batch.messages if due.topic == topic]
+    assert [order.generation for order in sent] == [newer]

@@ -210,8 +210,8 @@ def test_reports_read_the_devices_that_report(large: Fleet, watch: Watch) -> Non
 
 def _relay(large: Fleet) -> None:
     with large.scope() as scope:
-        until = scope.now + timedelta(seconds=10)
-        assert outbox.lease(scope.tx, scope.now, owner="relay", until=until, limit=100)
+        hold = outbox.Hold("relay", "batch", scope.now + timedelta(seconds=10))
+        assert outbox.take(scope.tx, scope.now, hold, shards=8, limit=100).messages
 
 
 def _fold(large: Fleet) -> None:

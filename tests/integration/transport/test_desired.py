@@ -1,12 +1,10 @@
 """Orders: generations that only grow, signed, stored and sent in one transaction."""
 
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
 
 from agent.protocol import messages, topics
 from agent.protocol.messages import BundleRef, Hello, TrialPolicy
@@ -16,7 +14,8 @@ from control_plane.domain.device import DeviceId
 from control_plane.domain.errors import NotFoundError
 from control_plane.services import desired, inventory, reports
 from control_plane.services.desired import Wanted
-from control_plane.store import schema
+from control_plane.store import outbox
+from control_plane.store.outbox import Hold
 from tests.integration.transport.fleets import bundle, enrol, enrol_many, sha, up
 from tests.integration.transport.gateways import waiting
 from tests.integration.transport.orders import open_order
@@ -25,9 +24,12 @@ ONE = DeviceId("edge-1")
 
 
 def _sent(app: Application) -> list[tuple[str, bytes, bool]]:
-    columns = (schema.outbox.c.topic, schema.outbox.c.payload, schema.outbox.c.retain)
-    with app.database.reading() as tx:
-        return [tuple(row) for row in tx.execute(select(*columns).order_by(schema.outbox.c.id))]
+    """Return what a relay would publish now: topic, payload, retain."""
+    with app.scope("relay") as scope:
+        hold = Hold("relay", scope.new_id(), scope.now)
+        batch = outbox.take(scope.tx, scope.now, hold, shards=outbox.SHARDS, limit=10_000)
+        outbox.release(scope.tx, "relay")
+    return [(due.topic, due.payload, due.retain) for due in batch.messages]
 
 
 def test_an_order_says_everything_that_the_device_must_know(app: Application) -> None:
@@ -50,10 +52,11 @@ def test_an_order_says_everything_that_the_device_must_know(app: Application) ->
 
 def test_every_order_has_a_higher_generation_and_a_name_of_its_own(app: Application) -> None:
     enrol(app, "edge-1")
+    orders = []
     for _ in range(3):
         with app.scope("engine") as scope:
             desired.set_desired(scope, [Wanted(ONE, Action.HOLD)])
-    orders = [open_order(app, payload) for _, payload, _ in _sent(app)]
+        orders += [open_order(app, payload) for _, payload, _ in _sent(app)]
     assert [order.generation for order in orders] == [1, 2, 3]
     assert len({order.order for order in orders}) == 3
 
@@ -79,8 +82,10 @@ def test_writers_at_once_give_each_generation_to_one_of_them(app: Application) -
         given = list(pool.map(write, range(16)))
     for device in devices:
         assert sorted(one[device] for one in given) == list(range(1, 17))
-    counted = Counter(open_order(app, payload).generation for _, payload, _ in _sent(app))
-    assert counted == dict.fromkeys(range(1, 17), len(devices))
+    assert waiting(app.database) == 16 * len(devices)
+    newest = [open_order(app, payload) for _, payload, _ in _sent(app)]
+    assert {(order.device, order.generation) for order in newest} == {(d, 16) for d in devices}
+    assert len(newest) == len(devices)
 
 
 def test_many_devices_are_one_batch(app: Application) -> None:
@@ -121,11 +126,11 @@ def test_who_is_behind_is_sent_the_newest_order_and_who_is_not_is_left_alone(
     for _ in range(2):
         with app.scope("engine") as scope:
             desired.set_desired(scope, [Wanted(ONE, Action.HOLD)])
-    before = _sent(app)
+    before, waited = _sent(app), waiting(app.database)
     _hello(app, 2)
-    assert _sent(app) == before
+    assert waiting(app.database) == waited
     _hello(app, 1)
-    assert _sent(app) == [*before, before[-1]]
+    assert (waiting(app.database), _sent(app)) == (waited + 1, before)
 
 
 def test_a_device_without_orders_is_sent_nothing(app: Application) -> None:
@@ -140,9 +145,11 @@ def test_an_order_that_outlived_itself_is_signed_again_with_a_new_end(app: Appli
     with app.scope("engine") as scope:
         wanted = Wanted(ONE, Action.RUN, stored.digest, "r", "e", soak_s=5.0)
         desired.set_desired(scope, [wanted])
+    sent = _sent(app)
     away = timedelta(seconds=2 * app.settings.order_ttl_s)
     _hello(app, 0, later=away)
-    first, second = (open_order(app, payload) for _, payload, _ in _sent(app))
+    again_sent = _sent(app)
+    first, second = (open_order(app, payload) for _, payload, _ in [*sent, *again_sent])
     assert second.expires - first.expires == pytest.approx(away.total_seconds(), abs=2)
     again = messages.encode(second)
     assert again != messages.encode(first)
@@ -153,4 +160,4 @@ def test_an_order_that_outlived_itself_is_signed_again_with_a_new_end(app: Appli
         first.soak_s,
     )
     _hello(app, 0, later=away)
-    assert _sent(app)[-1] == _sent(app)[-2]
+    assert _sent(app) == again_sent

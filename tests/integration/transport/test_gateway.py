@@ -336,5 +336,5 @@ def test_stopping_leaves_no_lease_behind(sqlite_app: Application, broker: servic
     with running(gateway), sqlite_app.scope("engine") as scope:
         desired.set_desired(scope, [Wanted(DeviceId("edge-1"), Action.HOLD)])
     with sqlite_app.database.reading() as tx:
-        held = tx.execute(text("SELECT count(*) FROM outbox WHERE lease_owner <> ''")).scalar_one()
+        held = tx.execute(text("SELECT count(*) FROM outbox_shard WHERE owner <> ''")).scalar_one()
     assert held == 0
