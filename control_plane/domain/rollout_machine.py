@@ -228,6 +228,7 @@ def _judge(view: View, now: float) -> Advance:
     evidence = (
         *gates.failures(spec, view.groups, m.acknowledged, m.wave, seen=seen, without=without),
         *gates.advance(spec, view.groups, wave, opened, now, seen=seen, without=without),
+        *rollout_policy.nobody(view, groups),
     )
     good = all(gate.verdict is gates.Verdict.PASS for gate in evidence)
     if good and m.wave + 1 < len(spec.waves):

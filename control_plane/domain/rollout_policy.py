@@ -3,12 +3,13 @@
 The machine asks; everything it is answered from is in the view, so that it can be replayed.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from control_plane.domain import pace
 from control_plane.domain.errors import ForbiddenError
-from control_plane.domain.gates import Gate, Verdict
+from control_plane.domain.gates import Gate, Group, Verdict
 from control_plane.domain.rollout import Approval
 from control_plane.domain.rollout_view import Machine, View
 
@@ -61,6 +62,18 @@ def waits(view: View, now: float) -> tuple[Gate, ...]:
         for wave in queued
         if view.rooms[wave].text and offerable(view, wave, m.halted) < view.queued(wave, m.halted)
     )
+
+
+def nobody(view: View, groups: Sequence[Group]) -> tuple[Gate, ...]:
+    """Return why no wave follows: none that is open holds one of these groups, so none is a canary.
+
+    The builds of all that were to be first may have failed, or a gate has stopped them.
+    """
+    m = view.machine
+    if m.wave + 1 == len(view.spec.waves) or any(group.wave <= m.wave for group in groups):
+        return ()
+    text = "no device has it, so nothing is proven; promote to open the next wave all the same"
+    return (Gate("answered", m.wave, "", Verdict.HOLD, text, value=0, limit=1),)
 
 
 def open_end(wave: int) -> Gate:

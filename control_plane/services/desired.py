@@ -21,6 +21,8 @@ from control_plane.store import outbox
 from control_plane.store.bulk import chunks
 from control_plane.store.outbox import FIRST, NEXT, Sending
 
+REMIND_AFTER = timedelta(minutes=1)
+"""An order that is younger may still be on its way."""
 # A device must refuse an order that differs under a name it knows, so the name follows from
 # what the order is: the same device and generation, the same name.
 _ORDERS = uuid.UUID("6f3f4c0e-6e57-5f0a-9b1e-3a1f0c7f5d11")
@@ -116,6 +118,19 @@ def send_again(scope: Scope, behind: Mapping[DeviceId, int]) -> int:
     store.save(scope.tx, fresh, scope.now)
     _send(scope, {row.device: NEXT for row in rows})
     return len(rows)
+
+
+def remind(scope: Scope, applied: Mapping[DeviceId, int]) -> int:
+    """Publish again what devices that say they are alive have not applied for a while.
+
+    A hello asks for that at once, unless nobody was there to hear it: a broker that has lost
+    everything knows of no gateway until one comes back.
+
+    Returns:
+        How many devices were behind.
+    """
+    behind = store.unheard(scope.tx, applied, scope.now - REMIND_AFTER)
+    return send_again(scope, {device: applied[device] for device in behind})
 
 
 def _bundles(scope: Scope, newest: Mapping[DeviceId, Wanted]) -> dict[str, BundleRef]:

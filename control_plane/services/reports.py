@@ -186,3 +186,9 @@ def _send_again(scope: Scope, accepted: Sequence[Message]) -> None:
         if isinstance(message.body, Hello)
     }
     desired.send_again(scope, behind)
+    alive = {
+        message.device: message.body.generation
+        for message in accepted
+        if isinstance(message.body, Heartbeat) and message.device not in behind
+    }
+    desired.remind(scope, alive)

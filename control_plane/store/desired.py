@@ -1,7 +1,7 @@
 """What every device should run: one row a device, whose generation only grows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -144,6 +144,17 @@ def lock_orders(tx: Transaction, ids: Sequence[str]) -> list[DesiredRow]:
         ).where(desired.c.device_id.in_(some), desired.c.generation > 0)
         query = query.order_by(desired.c.device_id).with_for_update()
         found += [DesiredRow(DeviceId(row[0]), *row[1:]) for row in tx.execute(query)]
+    return found
+
+
+def unheard(tx: Transaction, applied: Mapping[DeviceId, int], before: datetime) -> list[DeviceId]:
+    """Return those of these devices whose newest order is newer, and was issued before."""
+    found: list[DeviceId] = []
+    for some in chunks(sorted(applied)):
+        query = select(desired.c.device_id, desired.c.generation).where(
+            among(tx, desired.c.device_id, some), desired.c.issued_at < before
+        )
+        found += [DeviceId(row[0]) for row in tx.execute(query) if row[1] > applied[row[0]]]
     return found
 
 

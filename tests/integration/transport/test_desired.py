@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from agent.protocol import messages, topics
-from agent.protocol.messages import BundleRef, Hello, TrialPolicy
+from agent.protocol.messages import BundleRef, Heartbeat, Hello, TrialPolicy
 from agent.protocol.words import Action
 from control_plane.bootstrap import Application
 from control_plane.domain.device import DeviceId
@@ -119,6 +119,12 @@ def _hello(app: Application, generation: int, *, later: timedelta = timedelta())
         reports.apply_batch(replace(scope, now=scope.now + later), [said])
 
 
+def _beats(app: Application, generation: int, *, later: timedelta = timedelta()) -> None:
+    with app.scope("gateway") as scope:
+        said = up("edge-1", "heartbeat", Heartbeat(boot=1, generation=generation))
+        reports.apply_batch(replace(scope, now=scope.now + later), [said])
+
+
 def test_who_is_behind_is_sent_the_newest_order_and_who_is_not_is_left_alone(
     app: Application,
 ) -> None:
@@ -131,6 +137,22 @@ def test_who_is_behind_is_sent_the_newest_order_and_who_is_not_is_left_alone(
     assert waiting(app.database) == waited
     _hello(app, 1)
     assert (waiting(app.database), _sent(app)) == (waited + 1, before)
+
+
+def test_who_is_behind_and_was_not_heard_when_it_said_hello_is_reminded_while_it_lives(
+    app: Application,
+) -> None:
+    enrol(app, "edge-1")
+    with app.scope("engine") as scope:
+        desired.set_desired(scope, [Wanted(ONE, Action.HOLD)])
+    sent, waited = _sent(app), waiting(app.database)
+    _beats(app, 0)
+    assert waiting(app.database) == waited, "its order may still be on its way"
+    later = desired.REMIND_AFTER + timedelta(seconds=1)
+    _beats(app, 1, later=later)
+    assert waiting(app.database) == waited, "it has it"
+    _beats(app, 0, later=later)
+    assert (waiting(app.database), _sent(app)) == (waited + 1, sent)
 
 
 def test_a_device_without_orders_is_sent_nothing(app: Application) -> None:

@@ -98,6 +98,24 @@ def test_resuming_a_halt_needs_a_promotion_where_nobody_confirmed() -> None:
     assert _kinds(decisions) == [OpenWave]
 
 
+def test_a_wave_does_not_follow_a_canary_that_holds_nobody() -> None:
+    world = _running([Part(1, "x")])
+    world, decisions = world.step(Tick())
+    assert world.machine.wave == 0
+    (hold,) = decisions
+    assert isinstance(hold, Hold)
+    assert "no device has it" in hold.evidence[-1].text
+    assert _after(world, Promote()).machine.wave == 1
+
+
+def test_a_wave_does_not_follow_a_canary_that_was_stopped_whole() -> None:
+    policy = GatePolicy(tolerance={"token_ms": 0.1}, scope=BreachScope.BLUEPRINT)
+    world = _running([Part(0, "x"), Part(1, "y")], gates=policy).report(0, E.FAILED)
+    world, _ = world.settle()
+    assert world.machine.halted == {"x"}
+    assert world.machine.wave == 0, "y has proven nothing yet"
+
+
 def test_a_late_failure_of_an_earlier_wave_halts_a_later_one() -> None:
     parts = (Part(0, "x"), Part(0, "x"), Part(1, "x"))
     half = GatePolicy(min_answered=0.5, tolerance={"token_ms": 0.1})
