@@ -165,7 +165,7 @@ class Broker:
         """Give a message to one of the group: mostly to one that is connected."""
         if not self.sessions:
             # A broker that has forgotten the gateways drops what comes before they are back. A
-            # hello is not repeated on one connection, so let that one end.
+            # heartbeat would tell that an order is missed, so late that no story waits for it.
             self._lose(topics.parse(topic).device)
             return
         names = sorted(self.sessions)

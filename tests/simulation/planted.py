@@ -196,7 +196,7 @@ def a_timed_out_device_may_begin() -> AbstractContextManager[None]:
 def abort_leaves_the_orders() -> AbstractContextManager[None]:
     """Giving up a rollout changes rows, and tells no device."""
 
-    def cancel(scope: Any, ids: Any) -> None:
+    def cancel(scope: Any, ids: Any, _states: Any = None) -> None:
         which = execution_store.among(ids)
         execution_store.move(scope.tx, scope.now, which, IN_FLIGHT, E.CANCELED, reason="withdrawn")
 
