@@ -90,7 +90,11 @@ def _busy(world: "World") -> str:
         return "people have plans"
     if world.broker.on_the_way:
         return "messages are on the way"
+    if any(session.unacknowledged for session in world.broker.sessions.values()):
+        return "a gateway has not applied what it got"
     for device in world.devices.values():
+        if not device.connected:
+            return f"{device.name} is on its way back"
         if device.busy:
             return f"{device.name} is busy: {device.runtime and device.runtime.state}"
     if not all(one.alive for one in (*world.gateways, *world.schedulers)):
