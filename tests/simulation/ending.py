@@ -88,15 +88,11 @@ def _busy(world: "World") -> str:
     """Say what is still under way; empty if nothing is."""
     if world.acts_left:
         return "people have plans"
-    if world.broker.on_the_way:
+    if world.broker.on_the_way or any(s.unacknowledged for s in world.broker.sessions.values()):
         return "messages are on the way"
-    if any(session.unacknowledged for session in world.broker.sessions.values()):
-        return "a gateway has not applied what it got"
     for device in world.devices.values():
-        if not device.connected:
-            return f"{device.name} is on its way back"
-        if device.busy:
-            return f"{device.name} is busy: {device.runtime and device.runtime.state}"
+        if device.busy or not device.connected:
+            return f"{device.name} is busy or away: {device.runtime and device.runtime.state}"
     if not all(one.alive for one in (*world.gateways, *world.schedulers)):
         return "a process is down"
     for part in world.facts.parts.values():
