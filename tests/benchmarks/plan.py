@@ -75,7 +75,7 @@ def _plans(large: Fleet, server: services.PostgreSQL) -> list[Row]:
     planned: list[float] = []
     walls: list[float] = []
     with connect(server) as raw:
-        raw.execute("CREATE TABLE bare (LIKE execution INCLUDING DEFAULTS)")
+        raw.execute("CREATE TABLE bare (LIKE execution INCLUDING DEFAULTS INCLUDING GENERATED)")
         raw.execute("ALTER TABLE bare ADD PRIMARY KEY (id)")
         preview = _cpu_s(server, lambda: _preview(large))
         for _ in range(ROUNDS):  # the last one's plan stays, for the ticks
