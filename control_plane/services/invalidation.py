@@ -1,22 +1,18 @@
 """Calling a model version invalid everywhere: in plans, builds, rollouts, bytes and on devices."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from agent.protocol.words import Action
 from control_plane.domain import rollout_view as words
 from control_plane.domain.errors import InvalidError
 from control_plane.domain.rollout import RolloutState
-from control_plane.services import audit, desired, models, withdrawal
-from control_plane.services.desired import Wanted
+from control_plane.services import audit, models, withdrawal
 from control_plane.services.models import ModelVersionView
 from control_plane.services.rollout_orders import NOTHING_VALID
 from control_plane.services.rollout_reads import find
 from control_plane.services.rollout_tick import step
 from control_plane.services.scope import Scope
-from control_plane.store import executions
 from control_plane.store import invalidations as store
 
 MOST_NAMED = 1000
@@ -88,7 +84,7 @@ def invalidate(
     builds = store.fail_builds(scope.tx, model, version, said, scope.now)
     _stop_wrong_returns(scope)
     if devices == "revert":
-        _send_back(scope, store.to_return(scope.tx, model, version))
+        withdrawal.order_back(scope, store.to_return(scope.tx, model, version))
     known = models.get_version(scope, model, version)
     done = _outcome(scope, known, ended, builds=builds, devices=devices)
     audit.record(
@@ -123,24 +119,6 @@ def _stop_wrong_returns(scope: Scope) -> None:
     withdrawal.hold(scope, wrong)
     store.no_return(scope.tx, ids)
     store.set_reason(scope.tx, ids, NOTHING_VALID)
-
-
-def _send_back(scope: Scope, returns: Sequence[store.Return]) -> None:
-    if not returns:
-        return
-    wanted = [
-        Wanted(
-            device=one.device,
-            action=Action.REVERT,
-            digest=one.previous,
-            rollout=one.rollout,
-            execution=one.execution,
-        )
-        for one in returns
-    ]
-    generations = desired.set_desired(scope, wanted)
-    ordered = {one.execution: generations[one.device] for one in returns}
-    executions.set_generations(scope.tx, ordered, "revert_generation")
 
 
 def _outcome(

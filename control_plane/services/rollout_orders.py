@@ -195,23 +195,11 @@ def send_back(scope: Scope, ids: Collection[str]) -> None:
     if begun:
         which = executions.among(begun)
         executions.move(scope.tx, scope.now, which, _BEGUN, E.CANCELED, reason="reverted")
-    generations = desired.set_desired(scope, [_return(row) for row in rows]) if rows else {}
-    ordered = {row.id: generations[row.device] for row in rows}
-    executions.set_generations(scope.tx, ordered, "revert_generation")
+    withdrawal.order_back(scope, rows)
     stuck = [row for row in known if row.previous in invalid]
     ids_stuck = [row.id for row in stuck]
     cancel(scope, ids_stuck)
     invalidations.set_reason(scope.tx, ids_stuck, NOTHING_VALID)
-
-
-def _return(row: ExecutionRow) -> Wanted:
-    return Wanted(
-        device=row.device,
-        action=Action.REVERT,
-        digest=row.previous,
-        rollout=row.rollout,
-        execution=row.id,
-    )
 
 
 def _time(seconds: float) -> datetime:

@@ -9,7 +9,8 @@ from control_plane.services import desired
 from control_plane.services.desired import Wanted
 from control_plane.services.scope import Scope
 from control_plane.store import executions, withdrawals
-from control_plane.store.executions import Moved
+from control_plane.store.executions import ExecutionRow, Moved
+from control_plane.store.invalidations import Return
 
 
 def cancel_open(scope: Scope, device: DeviceId, reason: str) -> int:
@@ -39,3 +40,22 @@ def hold(scope: Scope, moved: Sequence[Moved]) -> None:
     with desired.ordering(scope, wanted) as generations:
         # What a device says under an older order is from before it was taken back.
         executions.set_generations(scope.tx, {one.id: generations[one.device] for one in moved})
+
+
+def order_back(scope: Scope, parts: Sequence[ExecutionRow | Return]) -> None:
+    """Order the devices of these parts back to what they ran before."""
+    if not parts:
+        return
+    wanted = [
+        Wanted(
+            device=one.device,
+            action=Action.REVERT,
+            digest=one.previous,
+            rollout=one.rollout,
+            execution=one.id,
+        )
+        for one in parts
+    ]
+    with desired.ordering(scope, wanted) as generations:
+        ordered = {one.id: generations[one.device] for one in parts}
+        executions.set_generations(scope.tx, ordered, "revert_generation")

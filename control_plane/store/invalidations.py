@@ -43,7 +43,7 @@ class Return:
     """A device that runs the version, and the part that tells what it ran before."""
 
     device: DeviceId
-    execution: str
+    id: str
     rollout: str
     previous: str
 

@@ -7,9 +7,8 @@ table in docs/testing.md says what noticed each.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from unittest import mock
 
 from control_plane.bootstrap import Application
 from control_plane.domain import rollout_machine
@@ -22,20 +21,12 @@ from control_plane.store import executions, leases, outbox, tallies
 from control_plane.store import reports as report_store
 from control_plane.store import rollouts as rollout_store
 from control_plane.store.reports import ReportKey
+from tests.support.planting import instead
 
 MOMENT_S = 0.03
 """Between two steps that should have been one: what a busy machine makes of them anyway."""
 
 Fault = Callable[[], AbstractContextManager[None]]
-
-
-@contextmanager
-def _instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Put functions in place of others: mock.patch, since the point is to break our own code."""
-    with ExitStack() as stack:
-        for owner, name, new in changes:
-            stack.enter_context(mock.patch.object(owner, name, new))
-        yield
 
 
 def acknowledged_before_the_commit() -> AbstractContextManager[None]:
@@ -53,7 +44,7 @@ def acknowledged_before_the_commit() -> AbstractContextManager[None]:
         time.sleep(MOMENT_S)
         self._note(len(batch), self._apply(incoming))
 
-    return _instead((Inbox, "flush", flush))
+    return instead((Inbox, "flush", flush))
 
 
 def counted_before_it_is_applied() -> AbstractContextManager[None]:
@@ -69,10 +60,10 @@ def counted_before_it_is_applied() -> AbstractContextManager[None]:
         with transaction(self._app) as scope:
             fresh = claim(scope.tx, keys, scope.now)
         time.sleep(MOMENT_S)
-        with _instead((report_store, "claim", lambda _tx, asked, _now: fresh & set(asked))):
+        with instead((report_store, "claim", lambda _tx, asked, _now: fresh & set(asked))):
             return real(self, batch)
 
-    return _instead((Inbox, "_apply", apply))
+    return instead((Inbox, "_apply", apply))
 
 
 def a_replay_counts_again() -> AbstractContextManager[None]:
@@ -90,7 +81,7 @@ def a_replay_counts_again() -> AbstractContextManager[None]:
         more = {key: n + (again > 0) for key, n in counts.items()}
         real(tx, more)
 
-    return _instead((report_store, "claim", claim), (tallies, "count_up", count_up))
+    return instead((report_store, "claim", claim), (tallies, "count_up", count_up))
 
 
 def tallies_in_a_transaction_of_their_own() -> AbstractContextManager[None]:
@@ -117,7 +108,7 @@ def tallies_in_a_transaction_of_their_own() -> AbstractContextManager[None]:
                     act(opened.tx, counts)
 
     changes = (tallies, "count_up", later(up)), (tallies, "count_down", later(down))
-    return _instead((Application, "scope", scope), *changes)
+    return instead((Application, "scope", scope), *changes)
 
 
 def ticks_take_no_locks() -> AbstractContextManager[None]:
@@ -131,7 +122,7 @@ def ticks_take_no_locks() -> AbstractContextManager[None]:
 
     from control_plane.services import rollout_tick  # noqa: PLC0415 - the name that it has imported
 
-    return _instead(
+    return instead(
         (leases, "tick_alone", lambda _tx, _name: True),
         (executions, "lock_for_tick", lambda _tx, _names: None),
         (rollout_store, "find", lambda tx, name, **_: find(tx, name)),
@@ -148,7 +139,7 @@ def a_halt_lets_offers_through() -> AbstractContextManager[None]:
         halted = view.machine.state is RolloutState.HALTED
         return found or (rollout_machine._offer(view, now) if halted else None)
 
-    return _instead((rollout_machine, "_watch", watch))
+    return instead((rollout_machine, "_watch", watch))
 
 
 def the_relay_forgets_what_it_takes() -> AbstractContextManager[None]:
@@ -160,7 +151,7 @@ def the_relay_forgets_what_it_takes() -> AbstractContextManager[None]:
         outbox.delete(tx, [message.id for message in batch.messages], batch.name)
         return batch
 
-    return _instead((outbox, "take", take))
+    return instead((outbox, "take", take))
 
 
 PLANTED: dict[str, Fault] = {

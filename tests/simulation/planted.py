@@ -4,11 +4,10 @@ A simulation that does not notice them proves nothing. Each is a context manager
 function of the product; test_planted.py says within how many seeds each must be caught.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 from msgspec import structs
 from sqlalchemy import select
@@ -21,7 +20,7 @@ from control_plane.domain.gates import Group
 from control_plane.domain.rollout import IN_FLIGHT, TERMINAL, moves_forward
 from control_plane.gateway import inbox
 from control_plane.gateway.inbox import Inbox
-from control_plane.services import executions, reports, rollout_codec, rollout_orders
+from control_plane.services import executions, reports, rollout_codec, rollout_orders, withdrawal
 from control_plane.services.incoming import read_all
 from control_plane.store import desired as desired_store
 from control_plane.store import executions as execution_store
@@ -30,18 +29,10 @@ from control_plane.store import reports as report_store
 from control_plane.store.outbox import Due, Outgoing
 from control_plane.store.reports import ReportKey
 from control_plane.store.schema import execution
+from tests.support.planting import instead
 
 E = ExecutionState
 Bug = Callable[[], AbstractContextManager[None]]
-
-
-@contextmanager
-def instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Put functions in place of others: mock.patch, since the point is to break our own code."""
-    with ExitStack() as stack:
-        for owner, name, new in changes:
-            stack.enter_context(mock.patch.object(owner, name, new))
-        yield
 
 
 # --- reports ------------------------------------------------------------------------------------
@@ -240,12 +231,12 @@ def a_generation_is_used_twice() -> AbstractContextManager[None]:
 
 def a_revert_names_the_wrong_bundle() -> AbstractContextManager[None]:
     """A device is sent back to what it is to leave."""
-    real = rollout_orders._return
+    real = withdrawal.order_back
 
-    def send(row: Any, *more: Any) -> Any:
-        return replace(real(row, *more), digest=row.digest)
+    def order_back(scope: Any, parts: Any) -> None:
+        real(scope, [replace(one, previous=getattr(one, "digest", one.previous)) for one in parts])
 
-    return instead((rollout_orders, "_return", send))
+    return instead((withdrawal, "order_back", order_back))
 
 
 def two_rollouts_at_once() -> AbstractContextManager[None]:

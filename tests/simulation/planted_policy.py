@@ -16,7 +16,8 @@ from control_plane.services import (
     rollout_tick,
 )
 from control_plane.store import executions, invalidations, joining, room
-from tests.simulation.planted import Bug, instead
+from tests.simulation.planted import Bug
+from tests.support.planting import instead
 
 
 def offers_outside_the_window() -> AbstractContextManager[None]:
